@@ -9,6 +9,7 @@ import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { build } from "esbuild"
+import { withoutSchemas } from "../.bundle.ts"
 import { podmanStarts } from "./rivals.ts"
 import {
   type Contender,
@@ -301,6 +302,7 @@ const loadsTable = (entry: string): Effect.Effect<string, Unmeasured> =>
           platform: "node",
           outdir: "unwritten",
           write: false,
+          plugins: entry === "lib/promise.ts" ? [withoutSchemas] : [],
           metafile: true,
           logLevel: "silent",
           external: ["undici", "https-proxy-agent", "dbus-native", "cli-progress", "yaml"]

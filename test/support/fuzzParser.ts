@@ -10,7 +10,7 @@ import { BerthError, Reference } from "../../lib/index.ts"
 import * as Users from "../../lib/internal/container/passwd.ts"
 import * as Oci from "../../lib/internal/oci/documents.ts"
 import { parseChallenges } from "../../lib/internal/registry/auth.ts"
-import * as Seccomp from "../../lib/internal/security/seccomp.ts"
+import * as Seccomp from "../../lib/internal/security/seccompProfile.ts"
 
 const latin1 = (bytes: Uint8Array): string => Buffer.from(bytes).toString("latin1")
 

@@ -253,7 +253,7 @@ suite("an error that was made from another", (effect) => {
       ["JSON", yield* failure("ImageError", Oci.parseObject("a", Buffer.from("{"))), /^SyntaxError/],
       ["a document", yield* failure("ImageError", Oci.decodeConfig("a", Buffer.from("{}"))), /^ParseError/],
       ["a profile", yield* failure("InvalidData", Security.seccompFromJson("{")), /^SyntaxError/],
-      ["a profile's field", yield* failure("InvalidData", Security.seccompFromJson("{}")), /^ParseError/],
+      ["a profile's field", yield* failure("InvalidData", Security.seccompFromJson("{}")), /^Mistake/],
       ["registries.conf", yield* failure("InvalidData", Registry.fromRegistriesConf("a", conf)), /Error/],
       ["a command", yield* failure("CommandFailed", Container.exec(box, ["/absent"])), /^OperationFailed/],
       ["a copy", yield* failure("OperationFailed", Container.copyIn(box, "/absent", "/")), /ENOENT/],

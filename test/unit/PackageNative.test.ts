@@ -1,6 +1,7 @@
 import assert from "node:assert/strict"
 import { execFileSync, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
+import * as path from "node:path"
 import { after, before, describe, test } from "node:test"
 import { programPath } from "../../lib/internal/system/nativePart.ts"
 import { allowTime, makeTemporaryFolder, remove, whyNoContainers, whyNotRoot } from "../support/effect.ts"
@@ -39,14 +40,10 @@ describe("the native part of an npm package", { skip: whyNoContainers }, () => {
     fs.chmodSync(folder, 0o755)
     project = `${folder}/project`
     native = `${project}/node_modules/@berth/${target}`
-    const { scripts, version } = JSON.parse(fs.readFileSync(`${root}package.json`, "utf8"))
-    const build = scripts.build.match(/esbuild .*?--outdir=dist\/bundle.*? && /)[0].replace(/ && $/, "")
-    const command = build.replace(
-      "--outdir=dist/bundle",
-      `--outdir=${project}/node_modules/berth/dist/bundle`
-    )
-    execFileSync("sh", ["-c", `${root}node_modules/.bin/${command}`], { cwd: root })
-    fs.copyFileSync(`${root}package.json`, `${project}/node_modules/berth/package.json`)
+    const { version } = JSON.parse(fs.readFileSync(`${root}package.json`, "utf8"))
+    const installed = `${project}/node_modules/berth`
+    execFileSync(`${root}node_modules/.bin/tsx`, [".bundle.ts", `${installed}/dist`], { cwd: root })
+    fs.copyFileSync(`${root}package.json`, `${installed}/package.json`)
     for (const name of ["undici", "https-proxy-agent", "agent-base", "proxy-from-env", "smol-toml"])
       if (fs.existsSync(`${root}node_modules/${name}`))
         fs.symlinkSync(`${root}node_modules/${name}`, `${project}/node_modules/${name}`)
@@ -62,6 +59,23 @@ describe("the native part of an npm package", { skip: whyNoContainers }, () => {
     const { BERTH_NATIVE: _, NODE_OPTIONS: __, ...rest } = process.env
     return { ...rest, XDG_DATA_HOME: `${folder}/data`, ...more }
   }
+
+  test("what a program loads with its first container is one file, in berth/promise without Effect's Schema", () => {
+    const installed = `${project}/node_modules/berth/dist`
+    for (const name of ["bundle/promise", "Berth", "Container", "Image"]) {
+      const text = fs.readFileSync(`${installed}/${name}.js`, "utf8")
+      const files = [...text.matchAll(/"(\.[^"]+\.js)"/g)].map(([, file]) => file!)
+      const large = files.filter(
+        (file) => fs.statSync(path.resolve(`${installed}/${name}.js`, "..", file)).size > 1000
+      )
+      assert.equal(large.length, 1, `${name}: ${files}`)
+      if (name !== "bundle/promise") continue
+      const whole = fs.readFileSync(`${installed}/bundle/${large[0]}`, "utf8")
+      assert.ok(whole.includes("SystemError"))
+      assert.ok(!whole.includes("effect/Schema"), "Schema is in it")
+      assert.ok(whole.split("=>").length < 1000, "V8 parses arrow functions more slowly")
+    }
+  })
 
   /** What the program prints in Node, also for a test in another runtime. */
   const printed = (options: ReadonlyArray<string> = [], more: NodeJS.ProcessEnv = {}): string => {

@@ -1,7 +1,6 @@
 /** The values of `Build`, and their evaluation. */
 import * as os from "node:os"
 import * as path from "node:path"
-import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import { hasProperty } from "effect/Predicate"

@@ -1,5 +1,4 @@
 /** Connects this program's terminal with that of a process. */
-import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"

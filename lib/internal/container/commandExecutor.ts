@@ -4,7 +4,6 @@
  */
 import { existsSync } from "node:fs"
 import { posix } from "node:path"
-import * as process from "node:process"
 import * as Command from "@effect/platform/Command"
 import * as CommandExecutor from "@effect/platform/CommandExecutor"
 import * as PlatformError from "@effect/platform/Error"

@@ -1,6 +1,5 @@
 /** `Image`, and the images that need nothing but a folder. */
 import * as fs from "node:fs/promises"
-import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import { hasProperty } from "effect/Predicate"
 import { type BerthError, ImageError, InvalidOption, Unsupported } from "../../BerthError.ts"

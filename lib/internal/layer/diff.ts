@@ -4,7 +4,6 @@
  * UTF-8.
  */
 import * as fs from "node:fs"
-import * as process from "node:process"
 import type * as Stream from "effect/Stream"
 import { type BerthError, ImageError } from "../../BerthError.ts"
 import type { DiffOptions } from "../../ImageLayer.ts"

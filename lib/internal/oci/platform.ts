@@ -1,5 +1,4 @@
 /** The platform of this machine, as images name it. */
-import * as process from "node:process"
 import type * as Oci from "./documents.ts"
 
 const architectures: Readonly<Record<string, string>> = {

@@ -1,5 +1,4 @@
 /** Listeners to the progress of a pull or a push: a function, bars on a terminal, or none. */
-import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import * as Mailbox from "effect/Mailbox"
 import type * as Scope from "effect/Scope"

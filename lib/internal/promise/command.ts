@@ -1,5 +1,4 @@
 /** Commands inside a container as promises: awaited as a whole, or read line by line. */
-import * as process from "node:process"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"

@@ -1,6 +1,5 @@
 /** containers-registries.conf(5), version 2: the locations of registries, and their mirrors. */
 import * as os from "node:os"
-import * as process from "node:process"
 import * as tls from "node:tls"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"

@@ -1,7 +1,6 @@
 /** Credentials for a registry, as stored by docker and podman: in files, and in credential helpers. */
 import { execFile } from "node:child_process"
 import * as os from "node:os"
-import * as process from "node:process"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"

@@ -3,10 +3,7 @@ import { Buffer } from "node:buffer"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as os from "node:os"
-import * as Either from "effect/Either"
-import * as ParseResult from "effect/ParseResult"
-import * as Schema from "effect/Schema"
-import { InvalidData, isBerthError, OperationFailed, Unsupported } from "../../BerthError.ts"
+import { isBerthError, OperationFailed, Unsupported } from "../../BerthError.ts"
 import { constant, type Operation } from "../../Plan.ts"
 import type { SeccompProfile } from "../../Security.ts"
 import { type Native, native } from "../system/addon.ts"
@@ -17,38 +14,7 @@ import { invalid } from "../util/validate.ts"
 import { shorten } from "./bpfSearch.ts"
 import * as Capabilities from "./capabilities.ts"
 import { defaultProfile, strictProfile } from "./seccompDefault.ts"
-
-// seccomp(2), SECCOMP_RET_*.
-const actions = {
-  SCMP_ACT_KILL: 0x00000000,
-  SCMP_ACT_KILL_THREAD: 0x00000000,
-  SCMP_ACT_KILL_PROCESS: 0x80000000,
-  SCMP_ACT_TRAP: 0x00030000,
-  SCMP_ACT_ERRNO: 0x00050000,
-  SCMP_ACT_NOTIFY: 0x7fc00000,
-  SCMP_ACT_TRACE: 0x7ff00000,
-  SCMP_ACT_LOG: 0x7ffc0000,
-  SCMP_ACT_ALLOW: 0x7fff0000
-} as const
-
-// enum scmp_compare of seccomp.h.
-const comparisons = {
-  SCMP_CMP_NE: 1,
-  SCMP_CMP_LT: 2,
-  SCMP_CMP_LE: 3,
-  SCMP_CMP_EQ: 4,
-  SCMP_CMP_GE: 5,
-  SCMP_CMP_GT: 6,
-  SCMP_CMP_MASKED_EQ: 7
-} as const
-
-// SECCOMP_FILTER_FLAG_*. The filter is loaded by a process of one thread: there is nothing to synchronize.
-const flags = {
-  SECCOMP_FILTER_FLAG_TSYNC: 0,
-  SECCOMP_FILTER_FLAG_LOG: 2,
-  SECCOMP_FILTER_FLAG_SPEC_ALLOW: 4,
-  SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: 32
-} as const
+import { actions, comparisons, decode, flags } from "./seccompProfile.ts"
 
 const architectures =
   "x86 x86_64 x32 arm aarch64 loongarch64 m68k mips mips64 mips64n32 mipsel mipsel64 mipsel64n32 parisc parisc64 ppc ppc64 ppc64le riscv64 s390 s390x sheb sh"
@@ -65,109 +31,6 @@ const machines: Readonly<Record<string, readonly [rules: string, library: string
   ppc64: ["ppc64le", "SCMP_ARCH_PPC64LE"],
   riscv64: ["riscv64", "SCMP_ARCH_RISCV64"],
   s390x: ["s390x", "SCMP_ARCH_S390X"]
-}
-
-// The schema of a profile. All sizes are limited, and an unknown key is refused instead of ignored.
-
-const literals = <A extends object>(table: A): Schema.Schema<keyof A & string> =>
-  Schema.Literal(...(Object.keys(table) as [keyof A & string]))
-
-const list = <A>(item: Schema.Schema<A>, max: number) =>
-  Schema.mutable(Schema.Array(item)).pipe(Schema.maxItems(max))
-
-const maybe = <A, I>(schema: Schema.Schema<A, I>) => Schema.optional(Schema.NullOr(schema))
-
-/** As in native/addon/seccomp.h. */
-export const SECCOMP_NAME_MAX = 63
-
-/** Made for the first profile that a program gives: the default policies need no check. */
-const makeDecoder = () => {
-  const name = Schema.String.pipe(Schema.maxLength(SECCOMP_NAME_MAX), Schema.pattern(/^\w+$/))
-  const action = literals(actions)
-  const errno = Schema.Int.pipe(Schema.between(0, 4095))
-  const value = Schema.Int.pipe(Schema.between(0, Number.MAX_SAFE_INTEGER))
-
-  const condition = Schema.Struct({
-    index: Schema.Int.pipe(Schema.between(0, 5)),
-    value,
-    valueTwo: maybe(value),
-    op: literals(comparisons)
-  })
-
-  const scope = Schema.Struct({
-    caps: maybe(list(name, 64)),
-    arches: maybe(list(name, 64)),
-    minKernel: maybe(Schema.String.pipe(Schema.pattern(/^\d{1,4}\.\d{1,4}$/)))
-  })
-
-  const rule = Schema.Struct({
-    names: list(name, 2048),
-    action,
-    errnoRet: maybe(errno),
-    args: maybe(list(condition, 64)),
-    includes: maybe(scope),
-    excludes: maybe(scope),
-    comment: maybe(Schema.String)
-  })
-
-  const architecture = name
-
-  const profile = Schema.Struct({
-    defaultAction: action,
-    defaultErrnoRet: maybe(errno),
-    architectures: maybe(list(architecture, 32)),
-    archMap: maybe(
-      list(Schema.Struct({ architecture, subArchitectures: maybe(list(architecture, 32)) }), 32)
-    ),
-    flags: maybe(list(literals(flags), 16)),
-    syscalls: maybe(list(rule, 2048))
-  })
-
-  return Schema.decodeUnknownEither(profile, { onExcessProperty: "error" })
-}
-
-let decodeProfile: ReturnType<typeof makeDecoder> | undefined
-
-/** Makes the error for an invalid profile: of an option, or of a parsed text. */
-type Refuse = (path: string, value: unknown, expected: string, cause: unknown) => never
-
-const refuseText: Refuse = (path, value, expected, cause) => {
-  const shown = (JSON.stringify(value) ?? String(value)).slice(0, 200)
-  throw new InvalidData({ format: "seccomp profile", value: `${path} ${shown}`.trim(), expected, cause })
-}
-
-/** Decodes a profile; throws `InvalidOption`, which names the place of the mistake. */
-export const decode = (
-  given: unknown,
-  refuse: Refuse = (path, ...rest) => invalid(`seccomp${path}`, ...rest)
-): SeccompProfile => {
-  decodeProfile ??= makeDecoder()
-  const decoded = decodeProfile(given)
-  if (Either.isRight(decoded)) return decoded.right
-  const [issue] = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)
-  const path = (issue?.path ?? []).map((part) =>
-    typeof part === "number" ? `[${part}]` : `.${String(part)}`
-  )
-  const at = issue?.path.reduce<unknown>(
-    (inside, part) => (inside as Record<PropertyKey, unknown>)?.[part],
-    given
-  )
-  return refuse(path.join(""), at, `a profile in Docker's form: ${issue?.message}`, decoded.left)
-}
-
-const PROFILE_CHARACTERS_MAX = 1024 * 1024
-
-/** Throws `InvalidData`. */
-export const parse = (text: string): SeccompProfile => {
-  if (text.length > PROFILE_CHARACTERS_MAX)
-    return refuseText("", `${text.length} characters`, `at most ${PROFILE_CHARACTERS_MAX}`, undefined)
-  let parsed: unknown
-  try {
-    parsed = JSON.parse(text)
-  } catch (cause) {
-    return refuseText("", text.slice(0, 40), `JSON: ${(cause as Error).message}`, cause)
-  }
-  return decode(parsed, refuseText)
 }
 
 // The rules that apply on this machine, to a process with these capabilities.

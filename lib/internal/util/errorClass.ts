@@ -3,12 +3,14 @@
  * needs no inference: JSR publishes only types that it can write down without a type checker.
  */
 import type * as Cause from "effect/Cause"
-import * as Schema from "effect/Schema"
+import * as Data from "effect/Data"
+import type * as Schema from "effect/Schema"
 import type { BerthErrorTypeId } from "../../BerthError.ts"
 import * as internal from "./errorProto.ts"
+import { giveSchema } from "./errorSchema.ts"
 
 /** The schemas of fields, by their words. */
-interface Kinds {
+export interface Kinds {
   readonly string: typeof Schema.String
   readonly integer: typeof Schema.Int
   readonly number: typeof Schema.Number
@@ -17,23 +19,13 @@ interface Kinds {
   readonly "strings?": Schema.optional<Schema.Array$<typeof Schema.String>>
   readonly "string | undefined": Schema.UndefinedOr<typeof Schema.String>
   readonly "integer | undefined": Schema.UndefinedOr<typeof Schema.Int>
-}
-
-const kinds: Kinds = {
-  string: Schema.String,
-  integer: Schema.Int,
-  number: Schema.Number,
-  strings: Schema.Array(Schema.String),
-  "string?": Schema.optional(Schema.String),
-  "strings?": Schema.optional(Schema.Array(Schema.String)),
-  "string | undefined": Schema.UndefinedOr(Schema.String),
-  "integer | undefined": Schema.UndefinedOr(Schema.Int)
+  readonly "defect?": Schema.optional<typeof Schema.Defect>
 }
 
 type Words = readonly [string, ...ReadonlyArray<string>]
 
 /** The kind of each field, or the list of its values. */
-type Description = Readonly<Record<string, keyof Kinds | Words>>
+export type Description = Readonly<Record<string, keyof Kinds | Words>>
 
 type SchemasOf<All extends Description> = {
   readonly [Name in keyof All]: All[Name] extends keyof Kinds
@@ -46,7 +38,7 @@ type SchemasOf<All extends Description> = {
 /** What every error has besides its own fields. */
 type Common = {
   /** The error that caused this one, with its stack. */
-  readonly cause: Schema.optional<typeof Schema.Defect>
+  readonly cause: Kinds["defect?"]
 }
 
 type Checked<Fields> = Fields extends Schema.Struct.Fields ? Fields : never
@@ -81,27 +73,16 @@ export type WarningClass<Self, Tag extends string, All extends Description> = Ta
   Cause.YieldableError
 >
 
-const schemasOf = (all: Description): Schema.Struct.Fields =>
-  Object.fromEntries(
-    Object.entries(all).map(([name, kind]) => [
-      name,
-      typeof kind === "string" ? kinds[kind] : Schema.Literal(...kind)
-    ])
-  )
-
-const make = (tag: string, fields: Schema.Struct.Fields, marks: object): never => {
-  const made = Schema.TaggedError<never>(`berth/BerthError/${tag}`)(tag, fields)
-  Object.assign((made as unknown as { readonly prototype: object }).prototype, internal.printing, marks)
+const make = (tag: string, all: Description, marks: object): never => {
+  const made = Data.TaggedError(tag)
+  Object.assign(made.prototype, internal.printing, marks)
+  giveSchema(made, tag, all)
   return made as never
 }
 
 /** Makes the class of an error. */
 export const error = (tag: string, all: Description): never =>
-  make(
-    tag,
-    { ...schemasOf(all), cause: Schema.optional(Schema.Defect) },
-    { [internal.TypeId]: internal.TypeId }
-  )
+  make(tag, { ...all, cause: "defect?" }, { [internal.TypeId]: internal.TypeId })
 
 /** Makes the class of a warning. */
-export const warning = (tag: string, all: Description): never => make(tag, schemasOf(all), {})
+export const warning = (tag: string, all: Description): never => make(tag, all, {})
