@@ -7,7 +7,7 @@ import * as Errors from "../../BerthError.ts"
 import { FleetError, RunnerLost } from "../../FleetError.ts"
 
 /** Grows with each change that a runner or a client of the version before does not understand. */
-export const VERSION = 1
+export const VERSION = 2
 
 export const Failure = Schema.Union(
   Errors.InvalidOption,
@@ -93,7 +93,6 @@ export const Life = Schema.Union(Started, Ended)
 export type Life = typeof Life.Type
 
 const Opened = Schema.TaggedStruct("Opened", { id: Id })
-const Data = Schema.TaggedStruct("Data", { bytes: Bytes })
 
 /** Options as the caller gave them; the runner checks them. */
 const Options = Schema.Unknown
@@ -264,7 +263,7 @@ export const Rpcs = RpcGroup.make(
         Schema.Struct({ path: Text })
       )
     },
-    success: Schema.Union(Opened, Data),
+    success: Schema.Union(Opened, Bytes),
     error: Failure,
     stream: true
   })

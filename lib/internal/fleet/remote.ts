@@ -234,9 +234,9 @@ const connected = (
           })
       )
     )
-    if (opened._tag !== "Opened") return yield* Effect.dieMessage("a connection that begins with data")
+    if (opened instanceof Uint8Array) return yield* Effect.dieMessage("a connection that begins with data")
     const received = Stream.repeatEffectOption(
-      Effect.map(next, (event) => (event._tag === "Data" ? event.bytes : new Uint8Array(0)))
+      Effect.map(next, (event) => (event instanceof Uint8Array ? event : new Uint8Array(0)))
     )
     return { stream: received, sink: sinkTo(link, opened.id) }
   })

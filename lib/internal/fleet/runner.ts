@@ -377,10 +377,7 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
               const connection = yield* Container.connect(container, address as Address)
               const opened = newId()
               yield* entry(session, opened, (bytes) => Stream.run(bytes, connection.sink))
-              return Stream.concat(
-                Stream.succeed({ _tag: "Opened", id: opened } as const),
-                Stream.map(connection.stream, (bytes) => ({ _tag: "Data", bytes }) as const)
-              )
+              return Stream.concat(Stream.succeed({ _tag: "Opened", id: opened } as const), connection.stream)
             })
           )
         )
