@@ -396,7 +396,7 @@ suite("a client that sends what the typed one would not", (effect) => {
       yield* Effect.timeout(long.closed, "15 seconds")
     }
     const framed = (bytes: ReadonlyArray<number>) =>
-      Uint8Array.of(0, 0, bytes.length >> 8, bytes.length, ...bytes)
+      Uint8Array.of(0, 0, bytes.length >> 8, bytes.length, 0, 0, 0, 0, ...bytes)
     const garbage = yield* rawClient(address)
     garbage.send(framed(Array.from({ length: 1000 }, () => 0xc1)))
     // Arrays in arrays, and one that claims to have four thousand million members.
