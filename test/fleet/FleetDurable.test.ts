@@ -11,6 +11,7 @@ import * as Redacted from "effect/Redacted"
 import { postgres } from "../../lib/fixtures.ts"
 import * as FleetWorkflow from "../../lib/fleetWorkflow.ts"
 import { Fixture } from "../../lib/index.ts"
+import { berth } from "../support/cli.ts"
 import { allowTime, failure, suite } from "../support/effect.ts"
 import { ended, firstLine, program, root } from "../support/program.ts"
 import { startRegistry, whyNoServer, withoutDockerConfig } from "../support/registry.ts"
@@ -216,6 +217,8 @@ suite("a workflow of five steps", (effect, berthFolder) => {
       const where = ["--folder", `${folder}/runner`, "--listen", `unix:${folder}/runner.socket`]
       const runner = yield* started("bin.ts", "runner", ...where, ...files, "--allow-host-image")
       yield* Effect.promise(() => firstLine(runner))
+      const listed = yield* Effect.promise(() => berth(["fleet", "--json", ...files]))
+      assert.equal(JSON.parse(listed.stdout)[0].address, `unix:${folder}/runner.socket`)
       const env = {
         ...process.env,
         FLEET_DATABASE: url,
