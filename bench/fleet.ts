@@ -3,6 +3,7 @@
  * several runners, and the time until the end of a runner is known. The runners are processes of this machine, by Unix sockets.
  */
 import { type ChildProcess, spawn } from "node:child_process"
+import * as fs from "node:fs"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import { parseArgs } from "node:util"
@@ -14,8 +15,11 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import { swarmService } from "./rivals.ts"
 import {
+  build,
   type Contender,
+  findProgram,
   interleave,
   machine,
   milliseconds,
@@ -96,6 +100,23 @@ const starts = <R>(get: Effect.Effect<Image.Image, unknown, R>, count: number) =
     return yield* Effect.forEach(Array.from({ length: count }), () => timed(Container.start(image, sleeping)))
   }).pipe(Effect.mapError(unmeasured))
 
+/** The same work as a service of Docker Swarm, where dockerd runs. */
+const swarmStarts = (folder: string) =>
+  Effect.gen(function* () {
+    if (findProgram("dockerd") === undefined) return yield* unmeasured("no dockerd")
+    fs.mkdirSync(folder)
+    const { name, run } = yield* swarmService(folder, yield* build("network"))
+    const times = yield* Effect.forEach([1, 2, 3, 4, 5], () => run)
+    return [[`${name}, 5`, times] as const]
+  }).pipe(
+    Effect.catchAll(({ message }) =>
+      Effect.as(
+        Console.log(`skipped: docker swarm: ${message}`),
+        [] as Array<readonly [string, ReadonlyArray<number>]>
+      )
+    )
+  )
+
 /** From the end of a runner by SIGKILL until the program knows. */
 const detection = (folder: string, how: NodeJS.Signals) =>
   Effect.scoped(
@@ -142,6 +163,7 @@ const measure = (rounds: number) =>
 
     const alone = yield* Effect.scoped(starts(Image.host, 100))
     const many = yield* Effect.scoped(Effect.provide(starts(Image.pull("host"), CONTAINERS), there))
+    const swarm = yield* Effect.scoped(swarmStarts(`${folder}/swarm`))
     const rows = [
       ["here, 100", alone],
       [`on ${RUNNERS} runners, ${CONTAINERS}`, many]
@@ -159,7 +181,7 @@ const measure = (rounds: number) =>
     yield* Console.log(
       `${table([
         ["starts, milliseconds", "p50", "p95"],
-        ...[...rows, ...cost].map(([name, times]) => [
+        ...[...rows, ...cost, ...swarm].map(([name, times]) => [
           name,
           milliseconds(quantile(times, 0.5)),
           milliseconds(quantile(times, 0.95))

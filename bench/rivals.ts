@@ -200,6 +200,40 @@ export const enginePostgres = (
     }))
   )
 
+// For each line, the start of a service of one task on a Swarm of one node: microseconds until its container runs.
+const swarmLoop = `
+  client=$2
+  trap '{ docker service rm server; end_docker; } >/dev/null 2>&1' EXIT
+  mkdir "$folder/data" && mount -t tmpfs tmpfs "$folder/data" && start_docker overlay2
+  mkdir "$folder/image" && cp "$client" "$folder/image/client" &&
+  tar -C "$folder/image" -c . | docker import - bench:latest >"$folder/errors" 2>&1 &&
+  docker swarm init --advertise-addr 127.0.0.1 >"$folder/errors" 2>&1 </dev/null ||
+  { tr '\\n' ' ' <"$folder/errors"; echo; exit 1; }
+  while read -r line; do
+    begun=$(date +%s%N)
+    docker service create --detach --quiet --no-resolve-image --name server --limit-memory 16MB \\
+      bench:latest /client serve 7 >"$folder/errors" 2>&1 </dev/null
+    for k in $(seq 2000); do
+      running=$(docker ps --quiet --filter label=com.docker.swarm.service.name=server 2>"$folder/errors" </dev/null)
+      [ -z "$running" ] || break
+      sleep 0.01
+    done
+    took=$((($(date +%s%N) - begun) / 1000))
+    docker service rm server >/dev/null 2>&1 </dev/null
+    while [ -n "$(docker ps --quiet </dev/null)" ]; do sleep 0.1; done
+    if [ -n "$running" ]; then echo "$took"; else tr '\\n' ' ' <"$folder/errors"; echo; fi
+  done
+`
+
+/** A service of Docker Swarm, from its creation until its container runs; `client` is a program that needs no other file. */
+export const swarmService = (folder: string, client: string): Effect.Effect<Contender, never, Scope.Scope> =>
+  Effect.map(script(swarmLoop, [folder, client]), ({ ask }) => ({
+    name: "docker swarm, a service",
+    run: Effect.flatMap(ask("go"), (answer) =>
+      Number(answer) > 0 ? Effect.succeed(Number(answer) / 1000) : new Unmeasured({ message: answer })
+    )
+  }))
+
 // For each line, a build with this value of NONCE: microseconds.
 const buildLoop = `
   archive=$2 context=$3

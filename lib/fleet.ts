@@ -270,6 +270,19 @@ export const on =
     Effect.locallyWith(effect, placement, (outer) => ({ ...outer, ...where }))
 
 /**
+ * The addresses of the runners that are alive in a database, as `Options.database` has it: now, and after each change. It connects to none
+ * of them.
+ *
+ * Fails with `FleetError` (`Database`) if the database does not answer at first. While it is away later, the addresses stay as they are.
+ *
+ * @since 0.2.0
+ * @category runners
+ */
+export const addresses: (
+  database: Redacted.Redacted<string>
+) => Stream.Stream<ReadonlyArray<string>, BerthError> = internal.addresses
+
+/**
  * The runners that this program is connected to. One that is lost is none of them until it answers again.
  *
  * Fails with `Unsupported` if the program's Berth is no fleet.

@@ -166,22 +166,28 @@ export const activity: <Output extends string = never>(
  * @category models
  */
 export interface EngineOptions {
-  /** The address of a Postgres: `postgres://user:password@host:5432/name`. The engine makes its tables, which begin with `berth_workflow`. */
+  /**
+   * Where the record is: in a Postgres, `postgres://user:password@host:5432/name`, in which the engine makes its tables, which begin with
+   * `berth_workflow`; or in a file of SQLite on this machine, `file:/path`, which is made if it is missing, and which one program has at a
+   * time.
+   */
   readonly database: Redacted.Redacted<string>
   /**
    * How long the executions of a program that is no longer heard stay with it; then another program goes on with them. All programs of a
-   * database should have the same. Default: 10 seconds.
+   * Postgres should have the same; with a file there is nothing to wait for. Default: 10 seconds.
    */
   readonly lease?: Duration.DurationInput | undefined
 }
 
 /**
- * An engine for workflows that survive their program: what has happened is in a Postgres. Each program that has this engine and the
- * workflows takes a share of the executions, and those of a program that ends, or is killed. When another one joins, the steps that run of
- * its share have 15 seconds to end; then they are done again there. It needs the packages `@effect/cluster`,
- * `@effect/sql` and `@effect/sql-pg`. `WorkflowEngine.layerMemory` of `@effect/workflow` is an engine without a database.
+ * An engine for workflows that survive their program: what has happened is in a Postgres, or in a file of SQLite. Each program that has this
+ * engine and the workflows takes a share of the executions of a Postgres, and those of a program that ends, or is killed. When another one
+ * joins, the steps that run of its share have 15 seconds to end; then they are done again there. With a file, the next program goes on at
+ * once. It needs the packages `@effect/cluster`, `@effect/sql` and `@effect/sql-pg`, or for a file `@effect/sql-libsql` and `@libsql/client`.
+ * `WorkflowEngine.layerMemory` of `@effect/workflow` is an engine without a record.
  *
- * Fails with `FleetError` (`Database`) if the database does not answer. While one is away later, executions wait.
+ * Fails with `FleetError` (`Database`) if the database does not answer, or another program has the file. While a Postgres is away later,
+ * executions wait.
  *
  * @since 0.2.0
  * @category layers

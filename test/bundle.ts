@@ -30,6 +30,17 @@ const withoutUndici: Plugin = {
   }
 }
 
+/** It has an addon of its own, which it looks for beside its package. */
+const libsqlFrom = (at: string): Plugin => ({
+  name: "libsql",
+  setup: ({ onResolve }) => {
+    onResolve({ filter: /^libsql$/ }, () => ({
+      path: path.join(at, "node_modules/libsql/index.js"),
+      external: true
+    }))
+  }
+})
+
 /**
  * Writes to `out` each of these files of the checkout at its own place, with `.js` for `.ts`, and what they share into
  * `chunks`. `at` is where the checkout will be when they run.
@@ -57,7 +68,7 @@ export const bundle = async (
     banner: {
       js: 'import { createRequire as $createRequire } from "node:module"; const require = $createRequire(import.meta.url);'
     },
-    plugins: [sourceUrls(checkout, at), withoutUndici],
+    plugins: [sourceUrls(checkout, at), withoutUndici, libsqlFrom(at)],
     logLevel: "error"
   })
 }

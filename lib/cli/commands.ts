@@ -475,12 +475,17 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         value: "ADDRESS",
         help: "The address of a runner, as its --listen has it. Can be repeated."
       }),
+      databaseFile: text({
+        name: "database-file",
+        value: "FILE",
+        help: "The file with the address of the Postgres in which the runners are, as their --database-file has it."
+      }),
       ...identity,
       watch: flag("watch", "Goes on and shows each change, until a signal ends it.")
     },
     examples: [
       "berth fleet --runner tcp://10.0.0.5:7411 --token-file token",
-      "berth fleet --watch --runner tcp://10.0.0.5:7411 --runner tcp://10.0.0.6:7411 --token-file token"
+      "berth fleet --watch --database-file database --token-file token"
     ],
     load: async () => (await import("./fleet.ts")).fleet
   })

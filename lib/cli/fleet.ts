@@ -1,9 +1,10 @@
-/** `berth fleet`: the runners at some addresses, with their room and their containers. */
+/** `berth fleet`: the runners at some addresses or of a database, with their room and their containers. */
 import process from "node:process"
 import { stripVTControlCharacters } from "node:util"
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../Berth.ts"
@@ -12,12 +13,13 @@ import type { BerthError } from "../promise.ts"
 import { ExitCode } from "./exitCode.ts"
 import { messageOf } from "./failure.ts"
 import { invalid } from "./given.ts"
-import { type IdentityOptions, identityOf } from "./identity.ts"
+import { type IdentityOptions, identityOf, secretIn } from "./identity.ts"
 import { type Invocation, print, printEvent, printJson, settled, tableOf } from "./invocation.ts"
 import { makePanel } from "./panel.ts"
 
 export interface FleetOptions extends IdentityOptions {
   readonly runner: ReadonlyArray<string>
+  readonly databaseFile: string | undefined
   readonly watch: boolean
 }
 
@@ -102,24 +104,42 @@ const jsonOf = ({ address, containers, error, runner }: Seen): object => ({
 
 const REFRESH = "1 second"
 
+/** The addresses of the runners, now and after each change. */
+const addressesOf = ({
+  databaseFile,
+  runner
+}: FleetOptions): Stream.Stream<ReadonlyArray<string>, BerthError> => {
+  if (databaseFile === undefined)
+    return runner.length === 0
+      ? invalid("--runner", "", "the address of a runner, tcp://host:7411, or --database-file")
+      : Stream.succeed(runner)
+  return Fleet.addresses(secretIn("--database-file", databaseFile)).pipe(
+    Stream.map((all) => [...new Set([...runner, ...all])])
+  )
+}
+
 /** Shows the runners until a signal ends this program. */
 const watch = (
-  addresses: ReadonlyArray<string>,
+  addresses: Stream.Stream<ReadonlyArray<string>, BerthError>,
   identity: Fleet.Identity,
   { json }: Invocation
 ): Effect.Effect<unknown, BerthError> => {
-  const known = new Map(addresses.map((address): [string, Seen] => [address, { address, containers: [] }]))
+  const known = new Map<string, Seen>()
   const panel = process.stdout.isTTY ? makePanel(process.stdout) : undefined
   let shown = ""
-  const show = (seen: Seen): void => {
-    known.set(seen.address, seen)
+  const draw = (): void => {
     const lines = linesOf([...known.values()])
-    const text = JSON.stringify(json ? seen : lines)
+    const text = JSON.stringify(lines)
     if (text === shown) return
     shown = text
-    if (json) printEvent("runner", jsonOf(seen))
-    else if (panel === undefined) print(`${lines.join("\n")}\n`)
+    if (panel === undefined) print(`${lines.join("\n")}\n`)
     else panel.draw(lines.map(panel.cut))
+  }
+  const show = (seen: Seen): void => {
+    const before = known.get(seen.address)
+    known.set(seen.address, seen)
+    if (!json) draw()
+    else if (JSON.stringify(before) !== JSON.stringify(seen)) printEvent("runner", jsonOf(seen))
   }
   const changesAt = (address: string) =>
     at(address, identity)(
@@ -130,21 +150,39 @@ const watch = (
       ),
       show
     ).pipe(Effect.repeat(Schedule.spaced(REFRESH)))
-  return Effect.forEach(addresses, changesAt, { concurrency: "unbounded", discard: true })
+  return addresses.pipe(
+    Stream.flatMap(
+      (all) => {
+        for (const address of known.keys()) if (!all.includes(address)) known.delete(address)
+        for (const address of all) if (!known.has(address)) known.set(address, { address, containers: [] })
+        return Stream.concat(
+          Stream.fromEffect(Effect.forEach(all, changesAt, { concurrency: "unbounded", discard: true })),
+          Stream.never
+        )
+      },
+      { switch: true }
+    ),
+    Stream.runDrain,
+    Effect.zipRight(Effect.never)
+  )
 }
 
 export const fleet = async (options: FleetOptions, invocation: Invocation): Promise<number> => {
-  const { runner: addresses } = options
-  if (addresses.length === 0) invalid("--runner", "", "the address of a runner: tcp://host:7411")
+  const addresses = addressesOf(options)
   const identity = identityOf(options)
   if (options.watch) {
     await settled(watch(addresses, identity, invocation), invocation)
     return 0
   }
   const all = await settled(
-    Effect.forEach(addresses, (address) => at(address, identity)(look(address), (seen) => seen), {
-      concurrency: "unbounded"
-    }),
+    Stream.runHead(addresses).pipe(
+      Effect.map(Option.getOrElse((): ReadonlyArray<string> => [])),
+      Effect.flatMap((some) =>
+        Effect.forEach(some, (address) => at(address, identity)(look(address), (seen) => seen), {
+          concurrency: "unbounded"
+        })
+      )
+    ),
     invocation
   )
   if (invocation.json) printJson(all.map(jsonOf))

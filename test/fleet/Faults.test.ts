@@ -2,6 +2,9 @@ import { execFileSync } from "node:child_process"
 import * as Console from "effect/Console"
 import { suite, whyNotRoot } from "../support/effect.ts"
 import { faults, makeFleet, round } from "../support/fleetFaults.ts"
+import { service } from "../support/services.ts"
+
+const { image, missing } = await service("postgres")
 
 const whyNoNsenter = (): string | false => {
   try {
@@ -19,12 +22,12 @@ suite("a fleet whose parts fail", (effect, folder) => {
   effect.asRoot(
     `has each container once, and none of a client that is gone, in ${ROUNDS} rounds`,
     function* () {
-      const fleet = yield* makeFleet(folder())
+      const fleet = yield* makeFleet(folder(), yield* image)
       for (let k = 0; k < ROUNDS; k++) {
         yield* round(fleet, faults[k % faults.length]!, Math.floor(k / faults.length))
         if ((k + 1) % 30 === 0) yield* Console.log(`${k + 1} rounds`)
       }
     },
-    { skip: whyNotRoot || whyNoNsenter() }
+    { skip: whyNotRoot || whyNoNsenter() || missing }
   )
 })

@@ -4,10 +4,15 @@ import { randomBytes } from "node:crypto"
 import { once } from "node:events"
 import * as fs from "node:fs"
 import * as net from "node:net"
+import { createClient } from "@libsql/client/sqlite3"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
 import { postgres } from "../../lib/fixtures.ts"
+import * as FleetWorkflow from "../../lib/fleetWorkflow.ts"
 import { Fixture } from "../../lib/index.ts"
-import { allowTime, suite } from "../support/effect.ts"
+import { berth } from "../support/cli.ts"
+import { allowTime, failure, suite } from "../support/effect.ts"
 import { ended, firstLine, program, root } from "../support/program.ts"
 import { startRegistry, whyNoServer, withoutDockerConfig } from "../support/registry.ts"
 import { service } from "../support/services.ts"
@@ -17,6 +22,9 @@ const { image, missing } = await service("postgres")
 const database = postgres({ image })
 
 allowTime(180_000)
+
+// Its threads, and their descriptors, stay until the program ends.
+createClient({ url: ":memory:" }).close()
 
 /** A program that is killed when the scope closes, if it still runs then. */
 const started = (script: string, ...args: ReadonlyArray<string>) =>
@@ -77,15 +85,18 @@ suite("a workflow of five steps", (effect, berthFolder) => {
   withoutDockerConfig()
   const skip = missing || whyNoServer
 
+  const aPostgres = (_folder: string) => Effect.map(Fixture.fork(database), ({ url }) => url)
+  const aFile = (folder: string) => Effect.succeed(`file:${folder}/workflows`)
+
   /** Runners, a database and a registry, and what starts programs with them. */
-  const fleet = Effect.gen(function* () {
+  const fleetOf = Effect.fn(function* (databaseOf: typeof aPostgres) {
     const folder = fs.mkdtempSync(`${berthFolder()}-fleet-`)
     const steps = yield* stepsServer
     const registry = yield* Effect.acquireRelease(
       Effect.promise(() => startRegistry()),
       ({ stop }) => Effect.promise(stop)
     )
-    const { url } = yield* Fixture.fork(database)
+    const url = yield* databaseOf(folder)
     const token = randomBytes(16).toString("hex")
     const address = (name: string) => `unix:${folder}/${name}.socket`
     const runner = (name: string, labels: Readonly<Record<string, string>>) =>
@@ -115,13 +126,13 @@ suite("a workflow of five steps", (effect, berthFolder) => {
           port: steps.port
         })
       )
-    return { runner, workflow, ...steps }
+    return { runner, workflow, url, ...steps }
   })
 
   effect(
     "goes on after its program and a runner are killed, and does no step again that has ended",
     function* () {
-      const { begun, go, runner, times, workflow } = yield* fleet
+      const { begun, go, runner, times, workflow } = yield* fleetOf(aPostgres)
       yield* runner("one", {})
       const two = yield* runner("two", { even: "yes" })
       const first = yield* workflow("3 seconds")
@@ -142,9 +153,48 @@ suite("a workflow of five steps", (effect, berthFolder) => {
   )
 
   effect(
+    "goes on after its program is killed, with its record in a file, which is for one program at a time",
+    function* () {
+      const { begun, go, runner, times, url, workflow } = yield* fleetOf(aFile)
+      yield* runner("one", {})
+      yield* runner("two", { even: "yes" })
+      const first = yield* workflow("3 seconds")
+      yield* begun(3, 1)
+      const engine = FleetWorkflow.layerEngine({ database: Redacted.make(url) })
+      const error = yield* failure("FleetError", Effect.scoped(Layer.build(engine)))
+      assert.equal(error.reason, "Database")
+      assert.match(error.message, new RegExp(`/workflows: process ${first.pid} .* one program at a time`))
+      yield* Effect.promise(() => killed(first))
+      const second = yield* workflow("3 seconds")
+      yield* begun(3, 2)
+      go(3)
+      go(4)
+      yield* checkEnd(second)
+      assert.deepEqual(times, [1, 1, 2, 1, 1])
+    },
+    { skip: whyNoServer }
+  )
+
+  effect("is not recorded in what is no file of SQLite", function* () {
+    const path = `${berthFolder()}-text`
+    fs.writeFileSync(path, "this is a text, and no database at all\n".repeat(100))
+    for (const [database, says] of [
+      [`file:${path}`, /-text: the file cannot be used as a database: .*not a database/],
+      ["file:/none/here", /^\/none\/here: the file cannot be used as a database: .*ENOENT/]
+    ] as const) {
+      const engine = FleetWorkflow.layerEngine({ database: Redacted.make(database) })
+      assert.match((yield* failure("FleetError", Effect.scoped(Layer.build(engine)))).message, says)
+    }
+    fs.rmSync(path)
+    fs.rmSync(`${path}-lock`)
+    const elsewhere = FleetWorkflow.layerEngine({ database: Redacted.make("file://elsewhere/a") })
+    yield* failure("InvalidOption", Effect.scoped(Layer.build(elsewhere)))
+  })
+
+  effect(
     "is done once by two programs that start together on an empty database",
     function* () {
-      const { go, runner, times, workflow } = yield* fleet
+      const { go, runner, times, workflow } = yield* fleetOf(aPostgres)
       yield* runner("one", {})
       yield* runner("two", { even: "yes" })
       go(3)
@@ -167,6 +217,8 @@ suite("a workflow of five steps", (effect, berthFolder) => {
       const where = ["--folder", `${folder}/runner`, "--listen", `unix:${folder}/runner.socket`]
       const runner = yield* started("bin.ts", "runner", ...where, ...files, "--allow-host-image")
       yield* Effect.promise(() => firstLine(runner))
+      const listed = yield* Effect.promise(() => berth(["fleet", "--json", ...files]))
+      assert.equal(JSON.parse(listed.stdout)[0].address, `unix:${folder}/runner.socket`)
       const env = {
         ...process.env,
         FLEET_DATABASE: url,

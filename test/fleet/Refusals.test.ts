@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type * as Fleet from "../../lib/fleet.ts"
 import { type Berth, type BerthError, Container, Image } from "../../lib/index.ts"
+import { VERSION } from "../../lib/internal/fleet/protocol.ts"
 import { failure, suite } from "../support/effect.ts"
 import { onFleet, runner } from "../support/fleets.ts"
 import { rawClient } from "../support/rawFleet.ts"
@@ -270,20 +271,20 @@ suite("a client that sends what the typed one would not", (effect) => {
       ["sleep", /InvalidOption/]
     ]
     for (const [options, says] of hostile) {
-      const answer = yield* client.ask("start", { image: host, options })
+      const answer = yield* client.ask("start", { id: "a", image: host, options })
       assert.equal(answer._tag, "Exit", failureOf(answer))
       assert.match(failureOf(answer), /"Fail"/, failureOf(answer))
       assert.match(failureOf(answer), says)
     }
-    const started = yield* client.ask("start", { image: host, options: polluted })
-    assert.ok(started._tag === "Chunk" || /InvalidOption/.test(failureOf(started)), failureOf(started))
+    const started = yield* client.ask("start", { id: "a", image: host, options: polluted })
+    assert.match(failureOf(started), /"Success"|InvalidOption/)
     assert.equal(({} as { seccomp?: unknown }).seccomp, undefined)
   })
 
   effect("a connection without a session, and a second session on one", function* () {
     const address = yield* runner()
     const without = yield* rawClient(address, false)
-    const start = { image: host, options: sleeping }
+    const start = { id: "a", image: host, options: sleeping }
     for (const [tag, payload] of [
       ["start", start],
       ["renew", undefined],
@@ -292,7 +293,7 @@ suite("a client that sends what the typed one would not", (effect) => {
     ] as const)
       assert.match(failureOf(yield* without.ask(tag, payload)), /Unauthorized.*no session/)
     const client = yield* rawClient(address)
-    const hello = { version: 1, clockMillis: Date.now(), client: "again" }
+    const hello = { version: VERSION, clockMillis: Date.now(), client: "again" }
     assert.match(failureOf(yield* client.ask("session", hello)), /has a session already/)
     const old = yield* rawClient(address, false)
     assert.match(failureOf(yield* old.ask("session", { ...hello, version: 0 })), /"Version"/)
@@ -302,13 +303,12 @@ suite("a client that sends what the typed one would not", (effect) => {
   effect("ids of another session, and ids of nothing", function* () {
     const address = yield* runner()
     const owner = yield* rawClient(address)
-    const started = yield* owner.ask("start", { image: host, options: { ...sleeping, stdin: "pipe" } })
-    const [{ id }] = started.values as [{ readonly id: string }]
+    const id = "of the owner"
+    yield* owner.ask("start", { id, image: host, options: { ...sleeping, stdin: "pipe" } })
     const stranger = yield* rawClient(address)
     const bytes = new Uint8Array(1)
     const calls: ReadonlyArray<readonly [tag: string, payload: object]> = [
       ["exec", { command: ["true"], options: {} }],
-      ["spawn", { command: ["true"], options: {} }],
       ["output", { name: "stdout" }],
       ["logs", { follow: false }],
       ["write", { bytes }],
@@ -344,16 +344,48 @@ suite("a client that sends what the typed one would not", (effect) => {
           /ContainerError.*nothing of this name/,
           `${tag} ${wanted}`
         )
+    for (const wanted of [id, "", "__proto__"]) {
+      const answer = yield* stranger.ask("spawn", {
+        id: "a",
+        container: wanted,
+        command: ["true"],
+        options: {}
+      })
+      assert.match(failureOf(answer), /ContainerError.*nothing of this name/)
+    }
     // It does nothing: whoever releases something twice succeeds, too.
     assert.match(failureOf(yield* stranger.ask("release", { id })), /"Success"/)
     assert.match(failureOf(yield* owner.ask("exec", { id, command: ["true"], options: {} })), /"exitCode":0/)
   })
 
+  effect("an id twice, and what is released while it starts", function* () {
+    const address = yield* runner()
+    const client = yield* rawClient(address)
+    const start = (id: string) => client.ask("start", { id, image: host, options: sleeping })
+    const both = yield* Effect.all([start("a"), start("a")], { concurrency: 2 })
+    const texts = both.map(failureOf).sort()
+    assert.match(texts[0]!, /"Success"/)
+    assert.match(texts[1]!, /FleetError.*has something with the id/)
+    assert.match(failureOf(yield* start("a")), /has something with the id/)
+    // Whichever comes first, nothing is left.
+    for (let k = 0; k < 10; k++) {
+      const [, released] = yield* Effect.all([start(`b${k}`), client.ask("release", { id: `b${k}` })], {
+        concurrency: 2
+      })
+      assert.match(failureOf(released), /"containers":1\b/)
+    }
+    assert.match(failureOf(yield* client.ask("release", { id: "a" })), /SIGKILL.*"containers":0\b/)
+    const { exit } = (yield* client.ask("containers", undefined)) as {
+      readonly exit?: { readonly value?: unknown }
+    }
+    assert.deepEqual(exit?.value, [])
+  })
+
   effect("wrong types, and numbers that are none, end no runner", function* () {
     const address = yield* runner()
     const client = yield* rawClient(address)
-    const started = yield* client.ask("start", { image: host, options: sleeping })
-    const [{ id }] = started.values as [{ readonly id: string }]
+    const id = "__proto__"
+    yield* client.ask("start", { id, image: host, options: sleeping })
     const rest = { since: undefined, tail: undefined, signal: undefined }
     const calls: ReadonlyArray<readonly [tag: string, payload: unknown]> = [
       ["nothing", {}],
@@ -396,7 +428,7 @@ suite("a client that sends what the typed one would not", (effect) => {
       yield* Effect.timeout(long.closed, "15 seconds")
     }
     const framed = (bytes: ReadonlyArray<number>) =>
-      Uint8Array.of(0, 0, bytes.length >> 8, bytes.length, ...bytes)
+      Uint8Array.of(0, 0, bytes.length >> 8, bytes.length, 0, 0, 0, 0, ...bytes)
     const garbage = yield* rawClient(address)
     garbage.send(framed(Array.from({ length: 1000 }, () => 0xc1)))
     // Arrays in arrays, and one that claims to have four thousand million members.

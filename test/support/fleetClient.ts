@@ -1,5 +1,6 @@
 /**
- * A program that keeps containers running on a fleet: `fleetClient.ts MARK COUNT ADDRESS...`. Each of its containers sleeps for a time
+ * A program that keeps containers running on a fleet: `fleetClient.ts MARK COUNT`, with its token in BERTH_TEST_TOKEN and its database in
+ * BERTH_TEST_DATABASE. Each of its containers sleeps for a time
  * that no other one has. It is started anew, wherever there is room, when its runner is lost. A line on its input closes all.
  */
 import * as NodeContext from "@effect/platform-node/NodeContext"
@@ -9,7 +10,7 @@ import * as Redacted from "effect/Redacted"
 import * as Fleet from "../../lib/fleet.ts"
 import { Container, Image } from "../../lib/index.ts"
 
-const [mark, count, ...runners] = process.argv.slice(2)
+const [mark, count] = process.argv.slice(2)
 
 const say = (line: object): void => console.log(JSON.stringify(line))
 
@@ -46,7 +47,12 @@ const program = Effect.gen(function* () {
   yield* Effect.raceFirst(closed, Effect.asVoid(Fiber.join(kept)))
   yield* Fiber.interrupt(kept)
 }).pipe(
-  Effect.provide(Fleet.layer({ runners, token: Redacted.make(process.env.BERTH_TEST_TOKEN!) })),
+  Effect.provide(
+    Fleet.layer({
+      database: Redacted.make(process.env.BERTH_TEST_DATABASE!),
+      token: Redacted.make(process.env.BERTH_TEST_TOKEN!)
+    })
+  ),
   Effect.provide(NodeContext.layer)
 )
 

@@ -1,6 +1,6 @@
 /**
- * What may happen to the clients and the runners of a fleet: they are closed, killed, stopped, and cut off from each other. Runners and
- * clients are processes in network namespaces of their own, on a network of Berth's.
+ * What may happen to the clients, the runners and the database of a fleet: they are closed, killed, stopped, and cut off from each other.
+ * Runners and clients are processes in network namespaces of their own, on a network of Berth's, and find each other in the database.
  */
 import assert from "node:assert/strict"
 import { type ChildProcess, spawn } from "node:child_process"
@@ -11,7 +11,8 @@ import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
-import { Container, Image, Network } from "../../lib/index.ts"
+import { Container, Image, Network, WaitFor } from "../../lib/index.ts"
+import { find } from "../../lib/internal/fixtures/postgresPrograms.ts"
 import { commandOf, root } from "./program.ts"
 
 /** In milliseconds. A busy machine may not run a process for a second. */
@@ -26,7 +27,9 @@ export const faults = [
   "stop the client",
   "kill a runner",
   "stop a runner",
-  "cut a runner off"
+  "cut a runner off",
+  "kill the database and a runner",
+  "stop the database"
 ] as const
 export type Fault = (typeof faults)[number]
 
@@ -56,11 +59,16 @@ const until = async (what: string, isSo: () => boolean): Promise<void> => {
     if (Date.now() - start > PATIENCE) assert.fail(`not within ${PATIENCE / 1000} s: ${what}`)
 }
 
-const begin = (box: Container.Container, script: string, args: ReadonlyArray<string>): Node => {
+const begin = (
+  box: Container.Container,
+  database: string,
+  script: string,
+  args: ReadonlyArray<string>
+): Node => {
   const { args: all, command } = commandOf(script, args)
   const child = spawn("nsenter", [`--net=/proc/${box.pid}/ns/net`, "--", command, ...all], {
     cwd: root,
-    env: { ...process.env, BERTH_TEST_TOKEN: token },
+    env: { ...process.env, BERTH_TEST_TOKEN: token, BERTH_TEST_DATABASE: database },
     stdio: ["pipe", "pipe", "inherit"]
   })
   const said: Array<Said> = []
@@ -104,11 +112,42 @@ const watched = (mark: string) => {
 const allRun = (mark: string): boolean => new Set(sleepers(mark)).size === COUNT
 const noneRun = (mark: string): boolean => sleepers(mark).length === 0
 
-/** A fleet of two runners, and a place for clients. */
-export const makeFleet = (folder: string) =>
+/** Runs a Postgres as its child, which begins anew when it is killed. */
+const server = `${find}
+set -e
+export PGDATA=/tmp/data LANG=C.UTF-8
+initdb --username=postgres --auth=trust --no-sync
+echo 'host all all all trust' >> "$PGDATA/pg_hba.conf"
+while true; do
+  postgres -c "listen_addresses=*" -c unix_socket_directories=/tmp -c lc_messages=C || sleep 1
+done`
+
+const startDatabase = (network: Network.Network, image: Image.Image) =>
+  Effect.gen(function* () {
+    const box = yield* Container.start(image, {
+      entrypoint: [],
+      command: ["sh", "-c", server],
+      user: "postgres",
+      network,
+      name: "database"
+    })
+    yield* WaitFor.log(box, "database system is ready to accept connections")
+    return box
+  })
+
+/** Ends the server of a database, whose processes are children of the container's first one. */
+const killDatabase = ({ pid }: Container.Container): void => {
+  const [postmaster] = fs.readFileSync(`/proc/${pid}/task/${pid}/children`, "latin1").split(" ")
+  process.kill(Number(postmaster), "SIGKILL")
+}
+
+/** A fleet of two runners, its database, and a place for clients. */
+export const makeFleet = (folder: string, postgres: Image.Image) =>
   Effect.gen(function* () {
     const network = yield* Network.make({ name: "fleet" })
     const image = yield* Image.host
+    const database = yield* startDatabase(network, postgres)
+    const url = `postgres://postgres@${database.state.addresses[0]}:5432/postgres`
     const box = (name: string) => Container.start(image, { command: ["sleep", "infinity"], network, name })
     const client = yield* box("client")
     const boxes = [yield* box("one"), yield* box("two")] as const
@@ -116,7 +155,7 @@ export const makeFleet = (folder: string) =>
     const nodes: Array<Node> = []
     const start = async (index: number): Promise<void> => {
       const args = [`${folder}/${index}`, address(index), String(LEASE), `runner-${index}`]
-      const node = begin(boxes[index]!, "fleetRunner.ts", args)
+      const node = begin(boxes[index]!, url, "fleetRunner.ts", args)
       nodes[index] = node
       await until("a runner", () => node.said.length > 0 || ended(node))
       assert.ok(!ended(node), "the runner has ended")
@@ -129,7 +168,7 @@ export const makeFleet = (folder: string) =>
       () => Effect.promise(() => Promise.all(nodes.map((node) => end(node, "SIGTERM"))))
     )
     const cut = (index: number) => Network.partition(network, client, boxes[index]!)
-    return { client, address, nodes, start, cut }
+    return { client, database, url, nodes, start, cut }
   })
 
 type Fleet = Effect.Effect.Success<ReturnType<typeof makeFleet>>
@@ -141,9 +180,7 @@ export const round = (fleet: Fleet, fault: Fault, which: number) =>
   Effect.gen(function* () {
     const mark = markOf()
     const client = yield* Effect.acquireRelease(
-      Effect.sync(() =>
-        begin(fleet.client, "fleetClient.ts", [mark, String(COUNT), fleet.address(0), fleet.address(1)])
-      ),
+      Effect.sync(() => begin(fleet.client, fleet.url, "fleetClient.ts", [mark, String(COUNT)])),
       (node) => Effect.promise(() => end(node, "SIGKILL"))
     )
     const watch = yield* Effect.acquireRelease(
@@ -204,6 +241,28 @@ export const round = (fleet: Fleet, fault: Fault, which: number) =>
         )
         yield* Effect.promise(() => until("the containers on the other runner", () => allRun(mark)))
         yield* Scope.close(scope, Exit.void)
+        break
+      }
+      case "kill the database and a runner":
+        yield* Effect.promise(async () => {
+          killDatabase(fleet.database)
+          await end(runner, "SIGKILL")
+          await until("the containers on the other runner", () => allRun(mark))
+          await fleet.start(index)
+        })
+        break
+      case "stop the database": {
+        // For less, and for more than the time after which a runner that the database does not hear of is not looked for.
+        const before = client.said.length
+        yield* Container.pause(fleet.database)
+        yield* Effect.sleep(which % 2 === 0 ? "2 seconds" : "11 seconds")
+        yield* Container.resume(fleet.database)
+        yield* Effect.sleep("1 second")
+        assert.ok(allRun(mark))
+        assert.deepEqual(
+          client.said.slice(before).filter(({ lost }) => lost !== undefined),
+          []
+        )
         break
       }
     }

@@ -1,4 +1,7 @@
-/** A runner in a process of its own: `fleetRunner.ts FOLDER LISTEN LEASE NAME`, with its token in BERTH_TEST_TOKEN. */
+/**
+ * A runner in a process of its own: `fleetRunner.ts FOLDER LISTEN LEASE NAME`, with its token in BERTH_TEST_TOKEN and its database in
+ * BERTH_TEST_DATABASE.
+ */
 import * as NodeContext from "@effect/platform-node/NodeContext"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -15,6 +18,7 @@ const program = Effect.gen(function* () {
     token,
     name,
     lease: Number(lease),
+    database: Redacted.make(process.env.BERTH_TEST_DATABASE!),
     allow: { hostImage: true }
   })
   const { supervisor } = yield* Berth.Berth

@@ -4,6 +4,7 @@ import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { RUNNER_BYTES_MAX, serialization } from "../../lib/internal/fleet/frames.ts"
+import { VERSION } from "../../lib/internal/fleet/protocol.ts"
 import { token } from "./fleets.ts"
 
 interface Answer {
@@ -59,7 +60,7 @@ export const rawClient = (address: string, session = true) =>
       closed: Effect.promise(() => closed)
     }
     if (session) {
-      const hello = yield* ask("session", { version: 1, clockMillis: Date.now(), client: "raw" })
+      const hello = yield* ask("session", { version: VERSION, clockMillis: Date.now(), client: "raw" })
       assert.equal(hello._tag, "Chunk", JSON.stringify(hello))
     }
     return client

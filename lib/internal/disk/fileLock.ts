@@ -63,7 +63,8 @@ export const holderPid = (path: string): number | undefined => {
   }
 }
 
-const holderOf = (path: string): string => {
+/** The process that has this kind of lock, for a message. */
+export const holderOf = (path: string): string => {
   const pid = holderPid(path)
   if (pid === undefined) return "a process that cannot be seen from here"
   const name = read(`/proc/${pid}/comm`).trim()

@@ -14,12 +14,19 @@ import * as Stream from "effect/Stream"
 import { type BerthError, isBerthError } from "../../BerthError.ts"
 import { type FleetError, RunnerLost } from "../../FleetError.ts"
 import type { Identity } from "../../fleet.ts"
+import type { ExitStatus } from "../../Process.ts"
 import { RUNNER_BYTES_MAX, serialization } from "./frames.ts"
 import { type Description, type Room, Rpcs, VERSION } from "./protocol.ts"
 import { ANSWERED, RENEWED } from "./session.ts"
 import * as Transport from "./transport.ts"
 
 export type Calls = RpcClient.RpcClient<RpcGroup.Rpcs<typeof Rpcs>, RpcClientError>
+
+/** What a program is told of a process that it has started. */
+export interface Life {
+  readonly ended: (status: ExitStatus) => void
+  readonly failed: (error: BerthError) => void
+}
 
 /** A runner that a program has a session with. */
 export interface Link {
@@ -28,8 +35,12 @@ export interface Link {
   room: Room
   /** The starts of this program that the room may not have yet. */
   starting: number
+  /** What this program has there and has not ended, by its id. */
+  readonly lives: Map<string, Life>
   /** Fails once the session is over. */
   readonly lost: Deferred.Deferred<never, RunnerLost>
+  /** Takes note of the room. */
+  readonly setRoom: (room: Room) => void
   /** Calls a procedure of the runner. */
   readonly call: <A, E>(
     use: (calls: Calls) => Effect.Effect<A, E | RpcClientError>
@@ -91,6 +102,14 @@ export const link = (
       Effect.provideService(RpcClient.Protocol, protocol)
     )
     const lost = yield* Deferred.make<never, RunnerLost>()
+    const lives = new Map<string, Life>()
+    const lose = (error: RunnerLost): Effect.Effect<boolean> =>
+      Effect.suspend(() => {
+        const all = [...lives.values()]
+        lives.clear()
+        for (const { failed } of all) failed(error)
+        return Deferred.fail(lost, error)
+      })
     const first = yield* Deferred.make<Link, BerthError>()
     let made: Link | undefined
     const name = (): string => made?.description.name ?? Transport.print(address)
@@ -99,16 +118,21 @@ export const link = (
         error._tag === "RunnerLost"
           ? error
           : new RunnerLost({ runner: name(), detail: error.message, cause: error })
-      return Effect.zipRight(Deferred.fail(lost, why), Deferred.fail(first, error))
+      return Effect.zipRight(lose(why), Deferred.fail(first, error))
     }
     const session = calls.session({ version: VERSION, clockMillis: Date.now(), client: randomUUID() })
-    yield* Stream.runForEach(session, (event) => {
-      if (event._tag === "Changed" && made !== undefined) made.room = event.room
-      else if (event._tag === "Hello") {
-        made = linkOf(calls, event.runner, event.room, lost)
-        return Deferred.succeed(first, made)
+    yield* Stream.runForEach(session, (event): Effect.Effect<unknown> => {
+      switch (event._tag) {
+        case "Hello":
+          made = linkOf(calls, event.runner, event.room, { lives, lost, lose, onRoom })
+          return Deferred.succeed(first, made)
+        case "Changed":
+          return Effect.sync(() => made?.setRoom(event.room))
+        case "Ended":
+          return Effect.sync(() => taken(lives, event.id)?.ended(event.status))
+        case "Failed":
+          return Effect.sync(() => taken(lives, event.id)?.failed(event.error))
       }
-      return Effect.sync(onRoom)
     }).pipe(
       Effect.mapError((error) => orLost(name())(error)),
       Effect.matchCauseEffect({
@@ -125,28 +149,38 @@ export const link = (
       Effect.forkScoped
     )
     const link = yield* Deferred.await(first)
-    yield* renewing(calls, link.description).pipe(
-      Effect.catchAll((error) => Deferred.fail(lost, error)),
-      Effect.forkScoped
-    )
+    yield* renewing(calls, link.description).pipe(Effect.catchAll(lose), Effect.forkScoped)
     // Whoever closes the scope has ended what it had there.
     yield* Effect.addFinalizer(() =>
-      Deferred.fail(
-        lost,
-        new RunnerLost({ runner: link.description.name, detail: "the program has left its fleet" })
-      )
+      lose(new RunnerLost({ runner: link.description.name, detail: "the program has left its fleet" }))
     )
     return link
   })
 
-const linkOf = (calls: Calls, description: Description, room: Room, lost: Link["lost"]): Link => {
+const taken = (lives: Map<string, Life>, id: string): Life | undefined => {
+  const life = lives.get(id)
+  lives.delete(id)
+  return life
+}
+
+interface Parts extends Pick<Link, "lives" | "lost"> {
+  readonly lose: (error: RunnerLost) => Effect.Effect<boolean>
+  readonly onRoom: () => void
+}
+
+const linkOf = (
+  calls: Calls,
+  description: Description,
+  first: Room,
+  { lives, lose, lost, onRoom }: Parts
+): Link => {
   const toLost = orLost(description.name)
   /** The end of the calls, when the link's scope closes, would interrupt whoever makes them. */
   const endedBy = <E>(cause: Cause.Cause<E>): Effect.Effect<never, E | RunnerLost> =>
     Cause.isInterruptedOnly(cause) ? Deferred.await(lost) : Effect.failCause(cause)
   const call: Link["call"] = (use) => {
     const called = Effect.tapError(Effect.mapError(use(calls), toLost), (error) =>
-      error instanceof RunnerLost ? Deferred.fail(lost, error) : Effect.void
+      error instanceof RunnerLost ? lose(error) : Effect.void
     )
     return Effect.suspend(() =>
       isDone(lost)
@@ -167,7 +201,20 @@ const linkOf = (calls: Calls, description: Description, room: Room, lost: Link["
             Stream.catchAllCause((cause) => Stream.fromEffect(endedBy(cause)))
           )
     ) as never
-  return { description, room, starting: 0, lost, call, listen }
+  const link: Link = {
+    description,
+    room: first,
+    starting: 0,
+    lives,
+    lost,
+    setRoom: (room) => {
+      link.room = room
+      onRoom()
+    },
+    call,
+    listen
+  }
+  return link
 }
 
 const isDone = (lost: Link["lost"]): boolean => Effect.runSync(Deferred.isDone(lost))

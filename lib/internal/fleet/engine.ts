@@ -1,4 +1,4 @@
-/** The engine of durable workflows: that of @effect/cluster, whose state is in a database. */
+/** The engine of durable workflows: that of @effect/cluster, whose state is in a database or in a file. */
 import { randomBytes } from "node:crypto"
 import * as os from "node:os"
 import * as ClusterWorkflowEngine from "@effect/cluster/ClusterWorkflowEngine"
@@ -7,22 +7,21 @@ import * as RunnerHealth from "@effect/cluster/RunnerHealth"
 import * as Runners from "@effect/cluster/Runners"
 import * as Sharding from "@effect/cluster/Sharding"
 import * as ShardingConfig from "@effect/cluster/ShardingConfig"
-import * as SqlMessageStorage from "@effect/cluster/SqlMessageStorage"
-import * as SqlRunnerStorage from "@effect/cluster/SqlRunnerStorage"
-import { SqlClient } from "@effect/sql/SqlClient"
 import type { WorkflowEngine } from "@effect/workflow/WorkflowEngine"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type { BerthError } from "../../BerthError.ts"
 import type { EngineOptions } from "../../fleetWorkflow.ts"
-import * as Database from "./database.ts"
+import { later } from "../util/later.ts"
 
-/** The tables of the engine begin with it. */
-const prefix = "berth_workflow"
+// Each needs packages of its own.
+const postgres = later(() => import("./enginePostgres.ts"))
+const file = later(() => import("./engineFile.ts"))
 
 /** Executions are divided into these parts, each of which one program has. All programs must have the same number. */
 const PARTS = 64
@@ -50,19 +49,10 @@ export const make = ({
   lease = "10 seconds"
 }: EngineOptions): Effect.Effect<Context.Context<WorkflowEngine>, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const scope = yield* Effect.scope
-    const sql = yield* Database.connect(database)
     const config = configOf(Duration.decode(lease))
-    const given = Layer.merge(config, Layer.succeed(SqlClient, sql))
-    const storage = yield* Layer.mergeAll(
-      SqlMessageStorage.layerWith({ prefix }),
-      SqlRunnerStorage.layerWith({ prefix })
-    ).pipe(
-      Layer.provide(given),
-      Layer.buildWithScope(scope),
-      Database.exclusively(sql),
-      Effect.mapError(Database.failed(database))
-    )
+    const storage = yield* Redacted.value(database).startsWith("file:")
+      ? file(({ storage }) => storage(database, config))
+      : postgres(({ storage }) => storage(database, config))
     return yield* Layer.build(
       ClusterWorkflowEngine.layer.pipe(
         Layer.provide(Sharding.layer),

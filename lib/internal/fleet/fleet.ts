@@ -17,6 +17,7 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import * as Berth from "../../Berth.ts"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
 import { FleetError } from "../../FleetError.ts"
@@ -137,6 +138,14 @@ const keep = (
     Effect.ignore,
     Effect.repeat({ while: wanted })
   )
+
+/** The addresses of the runners that a database has, now and after each change. */
+export const addresses = (
+  database: Redacted.Redacted<string>
+): Stream.Stream<ReadonlyArray<string>, BerthError> =>
+  Stream.asyncPush<ReadonlyArray<string>, BerthError>((emit) =>
+    members(({ watch }) => watch(database, (found) => Effect.sync(() => emit.single(found))))
+  ).pipe(Stream.changesWith((before, now) => before.join("\n") === now.join("\n")))
 
 /** How long a program waits for a runner in its database: both may start at once. */
 const FIRST_MILLIS = 5000

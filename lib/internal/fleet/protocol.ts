@@ -32,7 +32,7 @@ export const Failure = Schema.Union(
   RunnerLost
 )
 
-/** Names a container, a process or a stream of a session; the runner chose it. */
+/** Names a container, a process or a stream of a session. */
 const Id = Schema.String.pipe(Schema.maxLength(64))
 const Text = Schema.String.pipe(Schema.maxLength(4096))
 const Strings = Schema.Array(Schema.String)
@@ -86,14 +86,16 @@ const RunningContainer = Schema.Struct({
 })
 export type RunningContainer = typeof RunningContainer.Type
 
-const Started = Schema.TaggedStruct("Started", { id: Id, container: Id, pid: Schema.Number })
-const Ended = Schema.TaggedStruct("Ended", { status: ExitStatus })
-/** A process, from its start to its end; it is released when the reader of the stream goes. */
-export const Life = Schema.Union(Started, Ended)
-export type Life = typeof Life.Type
+/** What was started, and the room that is left. */
+const Started = Schema.Struct({ container: Id, pid: Schema.Number, room: Room })
+export type Started = typeof Started.Type
+
+/** The end of what was started, unless it was released. */
+const Ended = Schema.TaggedStruct("Ended", { id: Id, status: ExitStatus })
+const Failed = Schema.TaggedStruct("Failed", { id: Id, error: Failure })
+export type End = typeof Ended.Type | typeof Failed.Type
 
 const Opened = Schema.TaggedStruct("Opened", { id: Id })
-const Data = Schema.TaggedStruct("Data", { bytes: Bytes })
 
 /** Options as the caller gave them; the runner checks them. */
 const Options = Schema.Unknown
@@ -148,7 +150,7 @@ export const Rpcs = RpcGroup.make(
   /** Begins a session, and lasts as long: all that it has started ends with it. */
   Rpc.make("session", {
     payload: { version: Schema.Number, clockMillis: Schema.Number, client: Text },
-    success: Schema.Union(Hello, Changed),
+    success: Schema.Union(Hello, Changed, Ended, Failed),
     error: Failure,
     stream: true
   }),
@@ -167,14 +169,21 @@ export const Rpcs = RpcGroup.make(
     success: PulledImage,
     error: Failure
   }),
+  /** Starts a container, which has the id that the client chooses. */
   Rpc.make("start", {
-    payload: { image: ImageName, options: Options },
-    success: Life,
-    error: Failure,
-    stream: true
+    payload: { id: Id, image: ImageName, options: Options },
+    success: Started,
+    error: Failure
   }),
-  /** Removes what `start` or `spawn` has started, and succeeds when nothing of it is left. */
-  Rpc.make("release", { payload: { id: Id }, error: Failure }),
+  /**
+   * Removes what `start` or `spawn` has started, or is starting, and succeeds when nothing of it is left. Gives how it ended, if it
+   * had begun.
+   */
+  Rpc.make("release", {
+    payload: { id: Id },
+    success: Schema.Struct({ status: Schema.UndefinedOr(ExitStatus), room: Room }),
+    error: Failure
+  }),
   Rpc.make("exec", {
     payload: { id: Id, command: Strings, options: Options },
     success: Schema.Struct({
@@ -186,10 +195,9 @@ export const Rpcs = RpcGroup.make(
     error: Failure
   }),
   Rpc.make("spawn", {
-    payload: { id: Id, command: Strings, options: Options },
-    success: Life,
-    error: Failure,
-    stream: true
+    payload: { id: Id, container: Id, command: Strings, options: Options },
+    success: Started,
+    error: Failure
   }),
   Rpc.make("output", {
     payload: { id: Id, name: Schema.Literal("stdout", "stderr") },
@@ -264,7 +272,7 @@ export const Rpcs = RpcGroup.make(
         Schema.Struct({ path: Text })
       )
     },
-    success: Schema.Union(Opened, Data),
+    success: Schema.Union(Opened, Bytes),
     error: Failure,
     stream: true
   })

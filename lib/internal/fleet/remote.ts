@@ -1,4 +1,5 @@
 /** The handles of containers and processes that run on a runner. */
+import { randomBytes } from "node:crypto"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as os from "node:os"
@@ -6,11 +7,9 @@ import type { RpcClientError } from "@effect/rpc/RpcClientError"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as ExecutionStrategy from "effect/ExecutionStrategy"
-import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Runtime from "effect/Runtime"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
@@ -36,10 +35,10 @@ import type { Captured } from "../util/captured.ts"
 import type { ContainerElsewhere } from "../util/elsewhere.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { signalNumber } from "../util/signals.ts"
-import type { Calls, Link } from "./client.ts"
+import type { Calls, Life, Link } from "./client.ts"
 import { filesOf } from "./files.ts"
 import * as plain from "./options.ts"
-import type { Life } from "./protocol.ts"
+import type { Started } from "./protocol.ts"
 
 /** The largest output that comes in one message; a larger one comes as it is written. */
 const BUFFERED_BYTES_MAX = 16 * 1024 * 1024
@@ -96,56 +95,60 @@ interface Lived {
   readonly release: Effect.Effect<void>
 }
 
-/** Follows a process from its start to its end, and releases it when the scope closes. */
+/** Starts a process under an id that the runner knows it by, and releases it when the scope closes. */
 const lived = (
   link: Link,
-  begin: (calls: Calls) => Stream.Stream<Life, BerthError | RpcClientError>
+  begin: (calls: Calls, id: string) => Effect.Effect<Started, BerthError | RpcClientError>
 ): Effect.Effect<Lived, BerthError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function* () {
-      const scope = yield* Effect.scope
-      const started = yield* Deferred.make<{ id: string; container: string; pid: number }, BerthError>()
+      const id = randomBytes(8).toString("hex")
       const exit = yield* Deferred.make<ExitStatus, BerthError>()
       const ended = yield* Deferred.make<Ended, SupervisorError>()
-      const own = yield* Scope.fork(scope, ExecutionStrategy.sequential)
-      yield* Stream.runForEach(link.listen(begin), (event) =>
-        event._tag === "Started"
-          ? Deferred.succeed(started, event)
-          : Effect.zipRight(
-              Deferred.succeed(ended, {
-                status: waitStatus(event.status),
-                userMicros: event.status.userMicros,
-                systemMicros: event.status.systemMicros,
-                maxRssKiB: event.status.maxRssBytes / 1024
-              }),
-              Deferred.succeed(exit, event.status)
-            )
-      ).pipe(
-        Effect.catchAll((error) =>
-          Effect.all([
-            Deferred.fail(started, error),
-            Deferred.fail(exit, error),
-            Deferred.fail(ended, error as never)
-          ])
-        ),
-        Effect.interruptible,
-        Effect.forkIn(own)
+      const life: Life = {
+        ended: (status) => {
+          Deferred.unsafeDone(
+            ended,
+            Effect.succeed({
+              status: waitStatus(status),
+              userMicros: status.userMicros,
+              systemMicros: status.systemMicros,
+              maxRssKiB: status.maxRssBytes / 1024
+            })
+          )
+          Deferred.unsafeDone(exit, Effect.succeed(status))
+        },
+        failed: (error) => {
+          Deferred.unsafeDone(ended, Effect.fail(error as never))
+          Deferred.unsafeDone(exit, Effect.fail(error))
+        }
+      }
+      // The runner tells of an end once, unless it has released what ended.
+      const release = link
+        .call((calls) => calls.release({ id }))
+        .pipe(
+          Effect.tap(({ room, status }) =>
+            Effect.sync(() => {
+              link.setRoom(room)
+              if (link.lives.delete(id) && status !== undefined) life.ended(status)
+            })
+          ),
+          Effect.ignore
+        )
+      link.lives.set(id, life)
+      const { container, pid, room } = yield* restore(link.call((calls) => begin(calls, id))).pipe(
+        // The runner may have started it by now.
+        Effect.onInterrupt(() => release),
+        Effect.onError(() => Effect.sync(() => link.lives.delete(id)))
       )
-      const event = yield* restore(Deferred.await(started)).pipe(
-        Effect.onExit((result) => (Exit.isSuccess(result) ? Effect.void : Scope.close(own, Exit.void)))
-      )
-      const { id } = event
-      const release = Effect.zipRight(
-        Effect.ignore(link.call((calls) => calls.release({ id }))),
-        Scope.close(own, Exit.void)
-      )
-      yield* Scope.addFinalizer(scope, release)
+      link.setRoom(room)
+      yield* Effect.addFinalizer(() => release)
       const wait = Effect.acquireUseRelease(
         Effect.sync(Loop.retain),
         () => Deferred.await(exit),
         () => Effect.sync(Loop.release)
       )
-      return { ...event, exit: wait, ended, release }
+      return { id, container, pid, exit: wait, ended, release }
     })
   )
 
@@ -205,7 +208,7 @@ const spawned = (
 ): Effect.Effect<Process, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const sent = yield* plain.processOptions(options)
-    const life = yield* lived(link, (calls) => calls.spawn({ id: container, command, options: sent }))
+    const life = yield* lived(link, (calls, id) => calls.spawn({ id, container, command, options: sent }))
     const state = stateOf(berth, link, life, options) as unknown as ProcessState
     return Object.assign(makeProcess(life.container, life.pid, Plan.make([]), state), { exit: life.exit })
   })
@@ -234,9 +237,9 @@ const connected = (
           })
       )
     )
-    if (opened._tag !== "Opened") return yield* Effect.dieMessage("a connection that begins with data")
+    if (opened instanceof Uint8Array) return yield* Effect.dieMessage("a connection that begins with data")
     const received = Stream.repeatEffectOption(
-      Effect.map(next, (event) => (event._tag === "Data" ? event.bytes : new Uint8Array(0)))
+      Effect.map(next, (event) => (event instanceof Uint8Array ? event : new Uint8Array(0)))
     )
     return { stream: received, sink: sinkTo(link, opened.id) }
   })
@@ -443,7 +446,7 @@ export const start = (
   Effect.gen(function* () {
     const name = { reference: image.reference, digest: image.digest }
     const scope = yield* Effect.scope
-    const life = yield* lived(link, (calls) => calls.start({ image: name, options: sent }))
+    const life = yield* lived(link, (calls, id) => calls.start({ id, image: name, options: sent }))
     const common = stateOf(berth, link, life, options)
     const state = {
       ...common,

@@ -6,11 +6,11 @@ import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Mailbox from "effect/Mailbox"
 import * as Queue from "effect/Queue"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as SubscriptionRef from "effect/SubscriptionRef"
 import { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
 import type { Address } from "../../Connection.ts"
@@ -27,7 +27,7 @@ import * as plain from "./options.ts"
 import * as Policy from "./policy.ts"
 import { type Description, type ImageName, Rpcs, type RunningContainer, VERSION } from "./protocol.ts"
 import * as Room from "./room.ts"
-import { containerOf, entryOf, heldOf, type Session, Sessions } from "./session.ts"
+import { containerOf, entryOf, heldOf, hold, releaseOf, type Session, Sessions } from "./session.ts"
 
 /** The largest difference of two machines' clocks. */
 const CLOCK_MILLIS_MAX = 60_000
@@ -100,40 +100,25 @@ const entry = (
     return done
   })
 
-/**
- * Tells of a process from its start to its end. It is released when its client asks for it, goes away or loses its lease: also when the
- * client takes none of what it is told, so that nobody asks the stream for more.
- */
-const life = (session: Session, start: (id: string) => Effect.Effect<Process, BerthError, Scope.Scope>) =>
-  Stream.unwrapScoped(
-    Effect.gen(function* () {
-      const id = newId()
-      const scope = yield* Effect.acquireRelease(Scope.make(), (made) => Scope.close(made, Exit.void))
-      const released = yield* Deferred.make<void>()
-      // The first finalizer is the last to run: all of the process is gone then.
-      yield* Scope.addFinalizer(scope, Deferred.succeed(released, undefined))
-      const process = yield* Scope.extend(start(id), scope)
-      const release = Effect.zipRight(Scope.close(scope, Exit.void), Deferred.await(released))
-      yield* Scope.addFinalizer(
-        scope,
-        Effect.sync(() => session.held.delete(id))
-      )
-      session.held.set(id, { process, release })
-      if (process.state.stdin !== undefined)
-        yield* Scope.extend(
-          entry(session, id, (bytes) => Stream.run(bytes, process.stdin)),
-          scope
-        )
-      const started = { _tag: "Started", id, container: process.id, pid: process.pid } as const
-      return Stream.succeed(started).pipe(
-        Stream.concat(
-          Stream.map(Stream.fromEffect(process.exit), (status) => ({ _tag: "Ended", status }) as const)
+/** How long the client of a room that changes again and again is not told of it. */
+const QUIET_MILLIS = 20
+
+/** What a session tells its client: the runner at first, then its room when it changes, and the ends of what the client has there. */
+const told = (runner: Description, rooms: Room.Rooms, session: Session) => {
+  const room = rooms.changes.pipe(
+    Stream.buffer({ capacity: 1, strategy: "sliding" }),
+    Stream.zipWithIndex,
+    Stream.flatMap(([room, index]) =>
+      Stream.concat(
+        Stream.succeed(
+          index === 0 ? ({ _tag: "Hello", runner, room } as const) : ({ _tag: "Changed", room } as const)
         ),
-        Stream.concat(Stream.never),
-        Stream.interruptWhenDeferred(released)
+        Stream.drain(Stream.fromEffect(Effect.sleep(QUIET_MILLIS)))
       )
-    })
-  ).pipe(Stream.interruptWhenDeferred(session.over))
+    )
+  )
+  return Stream.merge(room, Stream.fromQueue(session.ends)).pipe(Stream.interruptWhenDeferred(session.over))
+}
 
 const description = (options: RunnerOptions) =>
   Effect.gen(function* () {
@@ -239,20 +224,31 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
           Effect.flatMap(heldOf(session, payload.id), ({ process }) => run(process, payload))
         )
 
+      const started = (
+        session: Session,
+        id: string,
+        start: Effect.Effect<Process, BerthError, Berth | Scope.Scope>
+      ) =>
+        hold(session, id, here(start), (process) =>
+          process.state.stdin === undefined
+            ? Effect.void
+            : entry(session, id, (bytes) => Stream.run(bytes, process.stdin))
+        ).pipe(
+          Effect.flatMap((process) =>
+            Effect.map(SubscriptionRef.get(rooms), (room) => ({
+              container: process.id,
+              pid: process.pid,
+              room
+            }))
+          )
+        )
+
       return Rpcs.of({
         session: (client, { clientId }) =>
           Stream.unwrapScoped(
             Effect.gen(function* () {
               yield* checkClient(description.name, client)
-              const session = yield* sessions.begin(clientId, client.client)
-              const changes = Stream.zipWithIndex(rooms.changes).pipe(
-                Stream.map(([room, index]) =>
-                  index === 0
-                    ? ({ _tag: "Hello", runner: description, room } as const)
-                    : ({ _tag: "Changed", room } as const)
-                )
-              )
-              return Stream.interruptWhenDeferred(changes, session.over)
+              return told(description, rooms, yield* sessions.begin(clientId, client.client))
             })
           ),
         renew: inSession((session) => Effect.sync(() => sessions.renew(session))),
@@ -274,39 +270,42 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
             return { ...pulled(image), reference }
           })
         ),
-        start: streamed((session, { image, options }) =>
-          life(session, () =>
-            Effect.gen(function* () {
-              const wanted = yield* plain.startOptions(options)
-              const admitted = yield* Policy.admit(policy, wanted)
-              const name = nameOf(image)
-              yield* Policy.admitImage(policy, name)
-              yield* Room.reserve(rooms, description.name, admitted.request)
-              const container = yield* Container.start(yield* imageOf(name), admitted.options)
-              const { id } = container
-              yield* Effect.acquireRelease(
-                Effect.sync(() => running.set(id, { id, image: image.reference, ...admitted.request })),
-                () => Effect.sync(() => running.delete(id))
-              )
-              return container
-            }).pipe(here)
+        start: inSession((session, { id, image, options }) => {
+          const start = Effect.gen(function* () {
+            const wanted = yield* plain.startOptions(options)
+            const admitted = yield* Policy.admit(policy, wanted)
+            const name = nameOf(image)
+            yield* Policy.admitImage(policy, name)
+            yield* Room.reserve(rooms, description.name, admitted.request)
+            const container = yield* Container.start(yield* imageOf(name), admitted.options)
+            yield* Effect.acquireRelease(
+              Effect.sync(() =>
+                running.set(container.id, { id: container.id, image: image.reference, ...admitted.request })
+              ),
+              () => Effect.sync(() => running.delete(container.id))
+            )
+            return container
+          })
+          return started(session, id, start)
+        }),
+        release: inSession((session, { id }) =>
+          Effect.flatMap(releaseOf(session, id), (status) =>
+            Effect.map(SubscriptionRef.get(rooms), (room) => ({ status, room }))
           )
         ),
-        release: inSession((session, { id }) => session.held.get(id)?.release ?? Effect.void),
         exec: withContainer((container, { command, options }) =>
           Effect.gen(function* () {
             const how = yield* Policy.admitExec(policy, yield* plain.execOptions(options))
             return yield* Container.exec(container, command, how)
           })
         ),
-        spawn: streamed((session, { command, id, options }) =>
-          life(session, () =>
-            Effect.gen(function* () {
-              const how = yield* Policy.admitExec(policy, yield* plain.processOptions(options))
-              return yield* Container.execStream(yield* containerOf(session, id), command, how)
-            })
-          )
-        ),
+        spawn: inSession((session, { command, container, id, options }) => {
+          const start = Effect.gen(function* () {
+            const how = yield* Policy.admitExec(policy, yield* plain.processOptions(options))
+            return yield* Container.execStream(yield* containerOf(session, container), command, how)
+          })
+          return started(session, id, start)
+        }),
         output: batched((session, { id, name }) =>
           Stream.unwrap(Effect.map(heldOf(session, id), ({ process }) => process[name]))
         ),
@@ -377,10 +376,7 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
               const connection = yield* Container.connect(container, address as Address)
               const opened = newId()
               yield* entry(session, opened, (bytes) => Stream.run(bytes, connection.sink))
-              return Stream.concat(
-                Stream.succeed({ _tag: "Opened", id: opened } as const),
-                Stream.map(connection.stream, (bytes) => ({ _tag: "Data", bytes }) as const)
-              )
+              return Stream.concat(Stream.succeed({ _tag: "Opened", id: opened } as const), connection.stream)
             })
           )
         )

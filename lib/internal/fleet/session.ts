@@ -1,11 +1,14 @@
 /** The sessions of a runner: what a client has there, for as long as it renews its lease. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
+import * as Exit from "effect/Exit"
+import * as Queue from "effect/Queue"
+import * as Scope from "effect/Scope"
 import { type BerthError, ContainerError } from "../../BerthError.ts"
 import type { Container } from "../../Container.ts"
 import { FleetError, RunnerLost } from "../../FleetError.ts"
-import type { Process } from "../../Process.ts"
+import type { ExitStatus, Process } from "../../Process.ts"
+import type { End } from "./protocol.ts"
 
 /** Where the bytes of `write` go. */
 export interface Entry {
@@ -34,6 +37,10 @@ export const keptMillis = (leaseMillis: number): number => Math.floor(leaseMilli
 export interface Session {
   readonly client: string
   readonly held: Map<string, Held>
+  /** What is being started, by its id; done when it is held, or nothing is left of it. */
+  readonly starting: Map<string, Deferred.Deferred<void>>
+  /** The ends that the client has not been told of. */
+  readonly ends: Queue.Queue<End>
   readonly entries: Map<string, Entry>
   /** Fails once the lease has ended. */
   readonly over: Deferred.Deferred<never, RunnerLost>
@@ -75,6 +82,8 @@ export class Sessions {
       const session: Session = {
         client,
         held: new Map(),
+        starting: new Map(),
+        ends: yield* Queue.unbounded<End>(),
         entries: new Map(),
         over: yield* Deferred.make<never, RunnerLost>(),
         deadline: performance.now() + keptMillis(sessions.leaseMillis)
@@ -89,11 +98,20 @@ export class Sessions {
             })
           return Effect.sync(() => sessions.all.set(connection, session))
         }),
-        () => Effect.sync(() => sessions.all.delete(connection))
+        () =>
+          Effect.zipRight(
+            sessions.end(connection, session),
+            Effect.sync(() => sessions.forget(connection))
+          )
       )
       yield* Effect.forkScoped(sessions.watch(connection, session))
       return session
     })
+  }
+
+  private forget(connection: number): void {
+    this.all.delete(connection)
+    this.over.delete(connection)
   }
 
   renew(session: Session): void {
@@ -108,15 +126,12 @@ export class Sessions {
   }
 
   /**
-   * Releases all that a session has. Its scope, which closes meanwhile, does not cut this short: a stream whose client takes nothing would
-   * keep its container.
+   * Releases all that a session has, and what it is starting. Its scope, which closes meanwhile, does not cut this short.
    */
   private end(connection: number, session: Session): Effect.Effect<void> {
-    const release = Effect.suspend(() =>
-      Effect.forEach([...session.held.values()], ({ release }) => release, {
-        concurrency: "unbounded",
-        discard: true
-      })
+    const ids = Effect.sync(() => [...session.starting.keys(), ...session.held.keys()])
+    const release = Effect.flatMap(ids, (all) =>
+      Effect.forEach(all, (id) => releaseOf(session, id), { concurrency: "unbounded", discard: true })
     )
     this.over.add(connection)
     return Effect.uninterruptible(Effect.zipRight(Deferred.fail(session.over, this.ended()), release))
@@ -132,6 +147,90 @@ export class Sessions {
     })
   }
 }
+
+/**
+ * Starts a process or a container under an id that the client has chosen. The session has it until its client releases it, or the session
+ * ends; meanwhile the client is told of its end.
+ */
+export const hold = (
+  session: Session,
+  id: string,
+  start: Effect.Effect<Process, BerthError, Scope.Scope>,
+  also: (process: Process) => Effect.Effect<unknown, never, Scope.Scope>
+): Effect.Effect<Process, BerthError> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function* () {
+      if (session.held.has(id) || session.starting.has(id))
+        return yield* new FleetError({
+          reason: "Refused",
+          subject: `session of ${session.client}`,
+          detail: `it has something with the id ${JSON.stringify(id)} already`
+        })
+      const done = yield* Deferred.make<void>()
+      session.starting.set(id, done)
+      const scope = yield* Scope.make()
+      const started = Effect.raceFirst(Scope.extend(start, scope), Deferred.await(session.over))
+      return yield* restore(started).pipe(
+        Effect.onError(() => Scope.close(scope, Exit.void)),
+        Effect.tap((process) => held(session, id, process, scope, also)),
+        Effect.ensuring(
+          Effect.suspend(() => {
+            session.starting.delete(id)
+            return Deferred.succeed(done, undefined)
+          })
+        )
+      )
+    })
+  )
+
+const held = (
+  session: Session,
+  id: string,
+  process: Process,
+  scope: Scope.CloseableScope,
+  also: (process: Process) => Effect.Effect<unknown, never, Scope.Scope>
+): Effect.Effect<void> =>
+  Effect.gen(function* () {
+    const told = Effect.match(process.exit, {
+      onFailure: (error): End => ({ _tag: "Failed", id, error }),
+      onSuccess: (status): End => ({ _tag: "Ended", id, status })
+    })
+    const released = yield* Deferred.make<void>()
+    session.held.set(id, {
+      process,
+      release: Effect.suspend(() => {
+        const first = session.held.delete(id)
+        return first ? Effect.intoDeferred(Scope.close(scope, Exit.void), released) : Deferred.await(released)
+      })
+    })
+    yield* Scope.extend(also(process), scope)
+    yield* Effect.flatMap(told, (end) => Queue.offer(session.ends, end)).pipe(
+      Effect.interruptible,
+      Effect.forkIn(scope)
+    )
+  })
+
+/** How long the status of what was released is waited for. */
+const STATUS_MILLIS = 1000
+
+/** Removes what has this id, and waits until nothing of it is left. Gives how it ended, if it had begun. */
+export const releaseOf = (session: Session, id: string): Effect.Effect<ExitStatus | undefined> =>
+  Effect.suspend(() => {
+    const starting = session.starting.get(id)
+    return starting === undefined ? Effect.void : Deferred.await(starting)
+  }).pipe(
+    Effect.zipRight(
+      Effect.suspend(() => {
+        const has = session.held.get(id)
+        if (has === undefined) return Effect.succeed(undefined)
+        const status = has.process.exit.pipe(
+          Effect.timeout(STATUS_MILLIS),
+          Effect.orElseSucceed(() => undefined)
+        )
+        return Effect.zipRight(has.release, Effect.interruptible(status))
+      })
+    )
+  )
 
 /** A process or container of a session. */
 export const heldOf = (session: Session, id: string): Effect.Effect<Held, ContainerError> =>

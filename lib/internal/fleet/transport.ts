@@ -18,6 +18,7 @@ import { InvalidOption } from "../../BerthError.ts"
 import { FleetError } from "../../FleetError.ts"
 import type { Identity } from "../../fleet.ts"
 import { isLeftover } from "../network/hostPath.ts"
+import { gathering } from "./frames.ts"
 
 export type Address =
   | { readonly path: string }
@@ -51,6 +52,9 @@ export const print = (address: Address): string =>
   "path" in address
     ? `unix:${address.path}`
     : `${address.secure ? "tls" : "tcp"}://${address.host.includes(":") ? `[${address.host}]` : address.host}:${address.port}`
+
+const socketOf = (socket: net.Socket): Effect.Effect<Socket.Socket> =>
+  NodeSocket.fromDuplex(Effect.succeed(gathering(socket)))
 
 /** The longest first line, and the time for it. */
 const LINE_BYTES_MAX = 4096
@@ -290,9 +294,7 @@ export const server = (
             const serve = (socket: net.Socket) =>
               accepted(socket, greeting, asksForCertificates).pipe(
                 Effect.tap(() => Effect.sync(() => strangers.remove(keyOf(socket)))),
-                Effect.flatMap((ok) =>
-                  ok ? Effect.flatMap(NodeSocket.fromDuplex(Effect.succeed(socket)), handler) : Effect.void
-                ),
+                Effect.flatMap((ok) => (ok ? Effect.flatMap(socketOf(socket), handler) : Effect.void)),
                 Effect.ensuring(Effect.sync(() => socket.destroySoon())),
                 Effect.ignore,
                 Effect.provide(context)
@@ -395,4 +397,4 @@ export const client = (
   address: Address,
   identity: Identity
 ): Effect.Effect<Socket.Socket, FleetError | InvalidOption, Scope.Scope> =>
-  Effect.flatMap(connected(address, identity), (socket) => NodeSocket.fromDuplex(Effect.succeed(socket)))
+  Effect.flatMap(connected(address, identity), socketOf)
