@@ -82,7 +82,8 @@ const entry = (
       Stream.takeWhile((part) => part !== undefined),
       Stream.map((part) => part as Uint8Array)
     )
-    yield* Effect.forkScoped(Effect.intoDeferred(consume(bytes), done))
+    // What is forked where nothing interrupts would not be interrupted either.
+    yield* Effect.forkScoped(Effect.interruptible(Effect.intoDeferred(consume(bytes), done)))
     yield* Effect.acquireRelease(
       Effect.sync(() =>
         session.entries.set(id, {
@@ -100,24 +101,23 @@ const entry = (
     return done
   })
 
-/** How long the client of a room that changes again and again is not told of it. */
+/** How long after a change clients are told of the room: what they start and release themselves tells them at once. */
 const QUIET_MILLIS = 20
 
 /** What a session tells its client: the runner at first, then its room when it changes, and the ends of what the client has there. */
 const told = (runner: Description, rooms: Room.Rooms, session: Session) => {
-  const room = rooms.changes.pipe(
+  const hello = Effect.map(SubscriptionRef.get(rooms), (room) => ({ _tag: "Hello", runner, room }) as const)
+  const later = Effect.zipRight(Effect.sleep(QUIET_MILLIS), SubscriptionRef.get(rooms))
+  const changes = rooms.changes.pipe(
     Stream.buffer({ capacity: 1, strategy: "sliding" }),
-    Stream.zipWithIndex,
-    Stream.flatMap(([room, index]) =>
-      Stream.concat(
-        Stream.succeed(
-          index === 0 ? ({ _tag: "Hello", runner, room } as const) : ({ _tag: "Changed", room } as const)
-        ),
-        Stream.drain(Stream.fromEffect(Effect.sleep(QUIET_MILLIS)))
-      )
-    )
+    Stream.mapEffect(() => later),
+    Stream.changes,
+    Stream.map((room) => ({ _tag: "Changed", room }) as const)
   )
-  return Stream.merge(room, Stream.fromQueue(session.ends)).pipe(Stream.interruptWhenDeferred(session.over))
+  return Stream.fromEffect(hello).pipe(
+    Stream.concat(Stream.merge(changes, Stream.fromQueue(session.ends))),
+    Stream.interruptWhenDeferred(session.over)
+  )
 }
 
 const description = (options: RunnerOptions) =>
