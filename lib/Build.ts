@@ -85,10 +85,20 @@ export interface CacheOptions {
   readonly sharing?: "shared" | "private" | "locked" | undefined
   /** Whether the command can only read it. Default false. */
   readonly readOnly?: boolean | undefined
-  /** The owner of a new cache's folder, as ids of the container. Caches with another owner or mode are other caches. Default 0, root. */
+  /**
+   * A folder of the host, or another build: a new cache begins with a copy of its files. They are part of the step's key, and with others
+   * it is another cache. Default: a new cache is empty.
+   */
+  readonly from?: Context | Build | undefined
+  /** The folder of `from`, from its top. Links are followed, within `from`. Default: all of it. */
+  readonly path?: string | undefined
+  /**
+   * The owner of a new cache's folder, as ids of the container. Caches with another owner or mode are other caches. Default: that of the
+   * folder in `from`, else 0, root.
+   */
   readonly uid?: number | undefined
   readonly gid?: number | undefined
-  /** The mode of a new cache's folder. Default 0o755, so that the owner alone can write there. */
+  /** The mode of a new cache's folder. Default: that of the folder in `from`, else 0o755, so that the owner alone can write there. */
   readonly mode?: number | undefined
 }
 

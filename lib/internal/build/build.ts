@@ -29,7 +29,7 @@ import * as gits from "../util/gitAddress.ts"
 import { later } from "../util/later.ts"
 import { prints } from "../util/prints.ts"
 import type { Evaluation, State } from "./evaluate.ts"
-import type { Bind, Git, Node, Remote, Source } from "./node.ts"
+import type { Git, Node, Remote, Shown, Source } from "./node.ts"
 
 const evaluation = later(() => import("./evaluate.ts"))
 const caching = later(() => import("./cache.ts"))
@@ -92,14 +92,9 @@ const isDataFirst = (args: IArguments): boolean => isBuild(args[0])
 /** Where the layer of a context's files has them. */
 const COPIED = "/files"
 
-/** What a command sees while it runs. Files of a context are copied into a layer of their own, so that they cannot change meanwhile. */
-export const bindOf = (
-  from: Context | Node,
-  path: string,
-  rest: Pick<Bind, "target" | "writable">,
-  place?: string
-): Bind => {
-  if (from._tag !== "Context") return { from, path, ...rest }
+/** Files that a command sees. Those of a context are copied into a layer of their own, so that they cannot change meanwhile. */
+export const shownOf = (from: Context | Node, path: string, place?: string): Shown => {
+  if (from._tag !== "Context") return { from, path }
   const copied: Node = {
     _tag: "Copy",
     parent: { _tag: "From", source: scratch },
@@ -108,7 +103,7 @@ export const bindOf = (
     text: `MOUNT ${path}`,
     place
   }
-  return { from: copied, path: COPIED, ...rest }
+  return { from: copied, path: COPIED }
 }
 
 export const run = dual<
@@ -120,13 +115,16 @@ export const run = dual<
     parent: build.node,
     command: typeof command === "string" ? ["/bin/sh", "-c", command] : command,
     options,
-    binds: bind.map(({ from: source, path: shown = "/", target, writable = false }) =>
-      bindOf(isBuild(source) ? source.node : source, shown, { target, writable })
-    ),
-    caches: Object.entries(cache).map(([target, given]) => ({
+    binds: bind.map(({ from: source, path: shown = "/", target, writable = false }) => ({
+      ...shownOf(isBuild(source) ? source.node : source, shown),
       target,
-      ...(typeof given === "string" ? { name: given } : given)
+      writable
     })),
+    caches: Object.entries(cache).map(([target, given]) => {
+      const { from: source, path: shown = "/", ...rest } = typeof given === "string" ? { name: given } : given
+      const base = source === undefined ? undefined : shownOf(isBuild(source) ? source.node : source, shown)
+      return { target, base, ...rest }
+    }),
     secrets: Object.entries(secret).map(([name, given]) => ({
       name,
       ...(typeof given === "string" || Redacted.isRedacted(given) ? { value: given } : given)

@@ -72,8 +72,10 @@ export interface Run extends Step {
 }
 
 /** A folder that steps share, at a path of the container. */
-export interface Cache extends CacheOptions {
+export interface Cache extends Omit<CacheOptions, "from" | "path"> {
   readonly target: string
+  /** The folder whose files a new cache has. */
+  readonly base: Shown | undefined
 }
 
 /** A text that only the command sees. Its value is in no key, message or history. */
@@ -81,14 +83,23 @@ export interface Secret extends SecretOptions {
   readonly name: string
 }
 
-/** Files of another build that a command sees. */
-export interface Bind {
+/** Files of another build. */
+export interface Shown {
   readonly from: Node
   /** From the root of its files. */
   readonly path: string
+}
+
+/** Files of another build that a command sees. */
+export interface Bind extends Shown {
   readonly target: string
   readonly writable: boolean
 }
+
+/** The builds whose files a command sees. */
+export const shownBy = ({ binds, caches }: Run): ReadonlyArray<Node> => [
+  ...new Set([...binds, ...caches.flatMap(({ base }) => base ?? [])].map(({ from }) => from))
+]
 
 export interface Copy extends Step {
   readonly _tag: "Copy"

@@ -4,7 +4,7 @@ import { posix } from "node:path"
 import type { SecretOptions } from "../../Build.ts"
 import type { Tmpfs } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
-import { bindOf } from "../build/build.ts"
+import { shownOf } from "../build/build.ts"
 import type { Bind, Cache, Context, Node, Secret } from "../build/node.ts"
 import { Unsupported } from "./options.ts"
 import { SyntaxFailure } from "./parse.ts"
@@ -49,6 +49,8 @@ const cacheName = (id: string): string => {
 
 const CACHE_NAME_MAX = 64
 
+const SOURCE = ["from", "source", "src"]
+
 const TARGETS = ["target", "dst", "destination"]
 
 /** The mounts by their texts. Throws `SyntaxFailure` and `Unsupported`. */
@@ -90,25 +92,28 @@ export const mountsOf = (
       gid: number("gid", /^\d{1,9}$/, 10, "the number of a group"),
       mode: number("mode", /^[0-7]{1,5}$/, 8, "a mode in octal digits")
     })
+    const from = fields.get("from")
+    const path = fields.get("source") ?? fields.get("src")
     switch (type) {
       case "bind": {
-        known("from", "source", "src", "rw", "readwrite", "ro", "readonly")
+        known(...SOURCE, "rw", "readwrite", "ro", "readonly")
         const isReadOnly = isOn("ro", "readonly")
         const writable = isOn("rw", "readwrite") && !isReadOnly
-        const from = fields.get("from")
-        const path = fields.get("source") ?? fields.get("src") ?? "/"
         const source = from === undefined ? around.context : around.sourceOf(from, line)
-        made.binds.push(bindOf(source, path, { target: target(), writable }, place))
+        made.binds.push({ ...shownOf(source, path ?? "/", place), target: target(), writable })
         break
       }
       case "cache": {
-        known("id", "sharing", "uid", "gid", "mode", "rw", "readwrite", "ro", "readonly")
+        known(...SOURCE, "id", "sharing", "uid", "gid", "mode", "rw", "readwrite", "ro", "readonly")
+        if (path !== undefined && from === undefined)
+          throw new SyntaxFailure(line, `--mount=${text}: source needs from`)
         const sharing = fields.get("sharing") ?? "shared"
         if (sharing !== "shared" && sharing !== "private" && sharing !== "locked")
           throw new SyntaxFailure(line, `--mount=${text}: sharing is shared, private or locked`)
         const readOnly = isOn("ro", "readonly") && !isOn("rw", "readwrite")
         const name = cacheName(fields.get("id") ?? posix.resolve("/", target()))
-        made.caches.push({ target: target(), name, sharing, readOnly, ...owned() })
+        const base = from === undefined ? undefined : shownOf(around.sourceOf(from, line), path ?? "/", place)
+        made.caches.push({ target: target(), name, sharing, readOnly, base, ...owned() })
         break
       }
       case "tmpfs":
