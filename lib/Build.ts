@@ -123,6 +123,24 @@ export interface SecretOptions {
 }
 
 /**
+ * An SSH agent, and who may use it.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface SshOptions {
+  /** The path of its socket: `process.env.SSH_AUTH_SOCK`. Undefined if there is none. */
+  readonly socket: string | undefined
+  /** Whether the step fails with `InvalidOption` without an agent. Default false: the command then has none. */
+  readonly required?: boolean | undefined
+  /** The owner of the socket, as ids of the container. Default 0, root. */
+  readonly uid?: number | undefined
+  readonly gid?: number | undefined
+  /** The mode of the socket, at most 0o777. Default 0o600, so that the owner alone can use it. */
+  readonly mode?: number | undefined
+}
+
+/**
  * @since 0.2.0
  * @category models
  */
@@ -152,9 +170,10 @@ export interface RunOptions {
   readonly mounts?: ReadonlyArray<Bind | Tmpfs | File> | undefined
   /**
    * Sockets of SSH agents by their paths in the container: `{ "/run/ssh-agent": process.env.SSH_AUTH_SOCK }`. The variable `SSH_AUTH_SOCK`
-   * of the command is the first path. The keys stay with the agent; which agent it is does not run the step again.
+   * of the command is the first path. The keys stay with the agent, which the command can ask for their names and for signatures, and
+   * nothing else; which agent it is does not run the step again. An agent that is undefined is left out.
    */
-  readonly ssh?: Readonly<Record<string, string>> | undefined
+  readonly ssh?: Readonly<Record<string, string | SshOptions | undefined>> | undefined
   /**
    * `"insecure"` gives the command all capabilities and system calls, and hides nothing of `/proc` and `/sys`: it can take over the
    * machine if Berth runs as root. Default: `"sandbox"`, the security of a container.
@@ -595,7 +614,7 @@ export interface DockerfileOptions extends ImageOptions {
   /** The values of `RUN --mount=type=secret`, by their ids. `GIT_AUTH_TOKEN.HOST` is the token for git repositories of a host. */
   readonly secrets?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
   /** The sockets of SSH agents for `RUN --mount=type=ssh`, by their ids: `{ default: process.env.SSH_AUTH_SOCK }`. */
-  readonly ssh?: Readonly<Record<string, string>> | undefined
+  readonly ssh?: Readonly<Record<string, string | undefined>> | undefined
   /**
    * What instructions may ask for besides the rights of a container: `"network.host"` for `RUN --network=host`, which `network: "host"` is
    * as well, and `"security.insecure"` for `RUN --security=insecure`. Default: nothing.

@@ -109,7 +109,7 @@ export const shownOf = (from: Context | Node, path: string, place?: string): Sho
 export const run = dual<
   (command: string | ReadonlyArray<string>, options?: RunOptions) => (build: Build) => Build,
   (build: Build, command: string | ReadonlyArray<string>, options?: RunOptions) => Build
->(isDataFirst, (build, command, { bind = [], cache = {}, secret = {}, ...options } = {}) =>
+>(isDataFirst, (build, command, { bind = [], cache = {}, secret = {}, ssh = {}, ...options } = {}) =>
   of({
     _tag: "Run",
     parent: build.node,
@@ -129,6 +129,10 @@ export const run = dual<
       name,
       ...(typeof given === "string" || Redacted.isRedacted(given) ? { value: given } : given)
     })),
+    agents: Object.entries(ssh).flatMap(([target, given]) => {
+      const { required = false, ...agent } = typeof given === "object" ? given : { socket: given }
+      return agent.socket === undefined && !required ? [] : [{ target, ...agent }]
+    }),
     text: `RUN ${typeof command === "string" ? command : JSON.stringify(command)}`,
     place: undefined
   })

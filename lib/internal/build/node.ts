@@ -2,7 +2,7 @@
 import type * as Effect from "effect/Effect"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
-import type { CacheOptions, CopyOptions, RunOptions, SecretOptions } from "../../Build.ts"
+import type { CacheOptions, CopyOptions, RunOptions, SecretOptions, SshOptions } from "../../Build.ts"
 import type { Image, ImageConfig } from "../../Image.ts"
 
 /** A folder of the host whose files steps copy. */
@@ -65,10 +65,12 @@ export interface Run extends Step {
   readonly _tag: "Run"
   readonly parent: Node
   readonly command: ReadonlyArray<string>
-  readonly options: Omit<RunOptions, "bind" | "cache" | "secret">
+  readonly options: Omit<RunOptions, "bind" | "cache" | "secret" | "ssh">
   readonly binds: ReadonlyArray<Bind>
   readonly caches: ReadonlyArray<Cache>
   readonly secrets: ReadonlyArray<Secret>
+  /** Without those that are absent and may be. */
+  readonly agents: ReadonlyArray<Agent>
 }
 
 /** A folder that steps share, at a path of the container. */
@@ -81,6 +83,11 @@ export interface Cache extends Omit<CacheOptions, "from" | "path"> {
 /** A text that only the command sees. Its value is in no key, message or history. */
 export interface Secret extends SecretOptions {
   readonly name: string
+}
+
+/** The socket of an SSH agent, at a path of the container. */
+export interface Agent extends Omit<SshOptions, "required"> {
+  readonly target: string
 }
 
 /** Files of another build. */

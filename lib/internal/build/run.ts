@@ -17,6 +17,7 @@ import type { Evaluation, Made, Seen } from "./evaluate.ts"
 import { fullDisk, notExecuted } from "./failure.ts"
 import type { Run, Shown } from "./node.ts"
 import * as secrets from "./secrets.ts"
+import * as agents from "./ssh.ts"
 
 const LOG_LINES = 20
 
@@ -25,7 +26,7 @@ export const mountsOf = (node: Run, image: Image, seen: Seen, given?: ReadonlyAr
   Effect.gen(function* () {
     const berth = yield* Berth
     const volumes = given ?? node.caches.map((cache) => caches.volumeOf(berth, cache, seen))
-    const { mounts = [], ssh = {} } = node.options
+    const { mounts = [] } = node.options
     const { workingDirectory } = image.config
     const within = (target: string): string => posix.resolve("/", workingDirectory, target)
     const hidden = yield* attempt(() => secrets.mountsOf(node))
@@ -37,17 +38,23 @@ export const mountsOf = (node: Run, image: Image, seen: Seen, given?: ReadonlyAr
     const binds = yield* Effect.forEach(node.binds, (bind) =>
       mountOf(node, bind, seen.get(bind.from)!.image, workingDirectory)
     )
-    const agents = Object.entries(ssh).map(([target, socket]) => Mount.bind(socket, target))
+    const sockets = yield* Effect.forEach(node.agents, (agent) =>
+      Effect.map(agents.opened(berth, node, agent), (socket) => Mount.bind(socket, within(agent.target)))
+    )
     const own = mounts.map((mount) => ({ ...mount, target: within(mount.target) }))
-    return [...hidden, ...own, ...binds, ...shared, ...agents]
+    return [...hidden, ...own, ...binds, ...shared, ...sockets]
   })
 
 /** What of a step's options a start takes as it is, and its variables; throws. */
 export const startOf = (node: Run) => {
-  const { env, limits, security, ssh = {}, user } = node.options
-  const [agent] = Object.keys(ssh)
+  const { env, limits, security, user } = node.options
+  const [agent] = node.agents
   return {
-    env: { ...env, ...(agent === undefined ? {} : { SSH_AUTH_SOCK: agent }), ...secrets.variablesOf(node) },
+    env: {
+      ...env,
+      ...(agent === undefined ? {} : { SSH_AUTH_SOCK: agent.target }),
+      ...secrets.variablesOf(node)
+    },
     limits,
     user,
     ...(security === "insecure" ? insecure : {})
@@ -141,7 +148,6 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Seen)
     mounts = [],
     network = evaluation.options.network,
     security = "sandbox",
-    ssh = {},
     user
   } = node.options
   const { environment, user: ownUser, workingDirectory } = image.config
@@ -163,7 +169,7 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Seen)
       secrets.placesOf(node),
       mounts,
       binds,
-      [security, Object.keys(ssh)]
+      [security, agents.placesOf(node)]
     ],
     files: new Map(binds.map((bind) => [bind.target, JSON.stringify(bind)])),
     make: (key) =>

@@ -5,7 +5,7 @@ import type { SecretOptions } from "../../Build.ts"
 import type { Tmpfs } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
 import { shownOf } from "../build/build.ts"
-import type { Bind, Cache, Context, Node, Secret } from "../build/node.ts"
+import type { Agent, Bind, Cache, Context, Node, Secret } from "../build/node.ts"
 import { Unsupported } from "./options.ts"
 import { SyntaxFailure } from "./parse.ts"
 
@@ -27,7 +27,7 @@ export interface Sources {
   readonly context: Context | Node
   readonly secrets: Readonly<Record<string, SecretOptions["value"]>>
   /** The sockets of SSH agents, by their ids. */
-  readonly ssh: Readonly<Record<string, string>>
+  readonly ssh: Readonly<Record<string, string | undefined>>
   /** The source of `from`: an earlier stage, a named context or an image. */
   readonly sourceOf: (name: string, line: number) => Context | Node
 }
@@ -37,7 +37,7 @@ export interface Mounts {
   readonly mounts: Array<Tmpfs>
   readonly caches: Array<Cache>
   readonly secrets: Array<Secret>
-  readonly ssh: Record<string, string>
+  readonly agents: Array<Agent>
 }
 
 /** The name of a cache that has a path or any other text as its id. */
@@ -60,7 +60,7 @@ export const mountsOf = (
   line: number,
   place: string
 ): Mounts => {
-  const made: Mounts = { binds: [], mounts: [], caches: [], secrets: [], ssh: {} }
+  const made: Mounts = { binds: [], mounts: [], caches: [], secrets: [], agents: [] }
   for (const text of texts) {
     const fields = fieldsOf(text)
     const type = fields.get("type") ?? "bind"
@@ -127,25 +127,23 @@ export const mountsOf = (
         const env = fields.get("env")
         if (env !== undefined && !/^[A-Za-z_]\w*$/.test(env))
           throw new SyntaxFailure(line, `--mount=${text}: env is the name of a variable`)
-        const owner = owned()
+        const [owner, isRequired] = [owned(), isOn("required")]
         const value = Object.hasOwn(around.secrets, id) ? around.secrets[id] : undefined
         if (value !== undefined) made.secrets.push({ name: id, value, target: given, env, ...owner })
-        else if (isOn("required")) throw new Unsupported(`the secret ${id} is required: give it in secrets`)
+        else if (isRequired) throw new Unsupported(`the secret ${id} is required: give it in secrets`)
         break
       }
       case "ssh": {
         known("id", "required", "uid", "gid", "mode")
-        for (const [name, only] of Object.entries({ uid: /^0$/, gid: /^0$/, mode: /^0?600$/ }))
-          if (fields.has(name) && !only.test(fields.get(name)!))
-            throw new Unsupported(
-              `--mount: ${name}=${fields.get(name)} of type=ssh is not supported: only root can use the socket`
-            )
         const id = fields.get("id") ?? "default"
+        const isRequired = isOn("required")
         const socket = Object.hasOwn(around.ssh, id) ? around.ssh[id] : undefined
         if (socket === undefined) {
-          if (isOn("required"))
-            throw new Unsupported(`the SSH agent ${id} is required: give its socket in ssh`)
-        } else made.ssh[given ?? `/run/buildkit/ssh_agent.${Object.keys(made.ssh).length}`] = socket
+          if (isRequired) throw new Unsupported(`the SSH agent ${id} is required: give its socket in ssh`)
+        } else {
+          const target = given ?? `/run/buildkit/ssh_agent.${made.agents.length}`
+          made.agents.push({ target, socket, ...owned() })
+        }
         break
       }
       default:

@@ -114,7 +114,7 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
     }
     if (security === "insecure") allowed("security.insecure", "--security=insecure")
     if (network === "host") allowed("network.host", "--network=host")
-    const { binds, caches, mounts, secrets, ssh } = mountsOf(
+    const { agents, binds, caches, mounts, secrets } = mountsOf(
       flags.all("mount").map(expand),
       around,
       line,
@@ -146,13 +146,13 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
       options: {
         env,
         mounts: [...mounts, ...files],
-        ssh,
         security,
         ...(network === "none" || network === "host" ? { network } : {})
       },
       binds,
       caches,
       secrets,
+      agents,
       text,
       place
     }
