@@ -446,13 +446,18 @@ export interface GitOptions {
   readonly submodules?: boolean | undefined
   /** The token for the repository, as hosts of git take it for a password. It is in no key, message or history. Default: none. */
   readonly token?: string | Redacted.Redacted<string> | undefined
+  /** The socket of the SSH agent whose keys open the repository at an address of SSH: `process.env.SSH_AUTH_SOCK`. Default: none. */
+  readonly ssh?: string | undefined
+  /** The keys of SSH servers: lines of a known_hosts, sshd(8). Others are refused. Default: `~/.ssh/known_hosts`, and the machine's. */
+  readonly knownHosts?: string | undefined
 }
 
 /**
- * The files of a git repository, owned by root: for `copy`, for binds, and as a context. The address is `https://HOST/PATH`, with
- * `#REF` for a branch, a tag or a whole commit, and `#REF:FOLDER` for a folder. Each build asks the server for the commit, unless the address
+ * The files of a git repository, owned by root: for `copy`, for binds, and as a context. The address is `https://HOST/PATH`,
+ * `ssh://USER@HOST:PORT/PATH` or `USER@HOST:PATH`, with `#REF` for a branch, a tag or a whole commit, and `#REF:FOLDER` for a folder. Each build asks the server for the commit, unless the address
  * has it, and fetches that commit alone, if no step has copied it before. The `git` of this machine does this, through the proxy of the
- * environment, without the user's configuration, hooks, credentials and programs; with TLS, it is not led to a server without.
+ * environment, without the user's configuration, hooks, credentials and programs; with TLS, it is not led to a server without. By SSH it
+ * has the keys of the agent in `ssh` alone, and speaks to servers that are known alone.
  *
  * A build fails with `InvalidOption` for another address, such as one with a password, and with `BuildFailed` (`Unavailable`) for what git
  * cannot get, and if this machine has no `git`.
@@ -613,8 +618,13 @@ export interface DockerfileOptions extends ImageOptions {
   readonly contexts?: Readonly<Record<string, string | Build>> | undefined
   /** The values of `RUN --mount=type=secret`, by their ids. `GIT_AUTH_TOKEN.HOST` is the token for git repositories of a host. */
   readonly secrets?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
-  /** The sockets of SSH agents for `RUN --mount=type=ssh`, by their ids: `{ default: process.env.SSH_AUTH_SOCK }`. */
+  /**
+   * The sockets of SSH agents for `RUN --mount=type=ssh`, by their ids: `{ default: process.env.SSH_AUTH_SOCK }`. That of `default` is for
+   * git repositories at addresses of SSH as well.
+   */
   readonly ssh?: Readonly<Record<string, string | undefined>> | undefined
+  /** The keys of SSH servers for git repositories, as in `GitOptions`. */
+  readonly knownHosts?: string | undefined
   /**
    * What instructions may ask for besides the rights of a container: `"network.host"` for `RUN --network=host`, which `network: "host"` is
    * as well, and `"security.insecure"` for `RUN --security=insecure`. Default: nothing.
@@ -626,8 +636,8 @@ export interface DockerfileOptions extends ImageOptions {
  * The build of a Dockerfile: its steps as a value, which more steps can follow.
  *
  * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for git repositories by
- * another protocol than HTTP, mounts of other types and options than Docker's documentation of `RUN --mount` has, some of those (`from` of a
- * cache, owners of sockets), and rights that `allow` does not name. No flag is ignored.
+ * the protocol `git://`, mounts of other types and options than Docker's documentation of `RUN --mount` has, and rights that `allow` does not
+ * name. No flag is ignored.
  * Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
  *
  * @since 0.2.0

@@ -238,7 +238,12 @@ RUN ls /cache /scratch /run/secrets /other.txt 2>/dev/null > /left || true
       "Syntax",
       ":2: .*whole commit"
     ],
-    ["a repository by SSH", "FROM scratch\nADD git@example.test:x/y /", "Unsupported", ":2: .*HTTP"],
+    [
+      "a repository by git://",
+      "FROM scratch\nADD git://example.test/x/y /",
+      "Unsupported",
+      ":2: .*git:// is neither"
+    ],
     ["a kept .git of a file", "FROM scratch\nADD --keep-git-dir=true x /", "Syntax", ":2: .*git repository"],
     ["a checksum of a file", "FROM scratch\nADD --checksum=sha256:00 x /", "Syntax", ":2: .*HTTP address"],
     [

@@ -86,7 +86,11 @@ export const sshServer = (folder: string, { publicKey }: Agent) =>
         `PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nAuthenticationMethods publickey\nLogLevel VERBOSE\n`
     )
     // Root's sshd wants it, which a service would make.
-    if (process.getuid?.() === 0) fs.mkdirSync("/run/sshd", { recursive: true, mode: 0o755 })
+    if (process.getuid?.() === 0 && !fs.existsSync("/run/sshd"))
+      yield* Effect.acquireRelease(
+        Effect.sync(() => fs.mkdirSync("/run/sshd", { mode: 0o755 })),
+        () => Effect.sync(() => fs.rmdirSync("/run/sshd"))
+      )
     const child = yield* program("/usr/sbin/sshd", ["-D", "-e", "-f", config], log)
     yield* waitUntil("sshd", () => {
       if (child.exitCode !== null) throw new Error(fs.readFileSync(log, "utf8"))

@@ -68,12 +68,16 @@ export const remote = (url: string, options: { readonly checksum?: string | unde
   checksum: options.checksum
 })
 
-export const git = (address: string, { keepGitDir = false, submodules, token }: GitOptions = {}): Build => {
+export const git = (
+  address: string,
+  { keepGitDir = false, knownHosts, ssh: agent, submodules, token }: GitOptions = {}
+): Build => {
   const parsed = gits.parse(address)
   const problem = typeof parsed === "string" ? parsed : undefined
   // An address with a password is not shown.
   const found = typeof parsed === "string" ? { url: "", ref: undefined, folder: "." } : parsed
-  return gitBuild({ _tag: "Git", ...found, problem, keepGitDir, submodules, checksum: undefined, token })
+  const its = { keepGitDir, submodules, checksum: undefined, token, agent, knownHosts }
+  return gitBuild({ _tag: "Git", ...found, problem, ...its })
 }
 
 /** The build whose files are those of a repository. */

@@ -41,6 +41,10 @@ export interface Git {
   readonly checksum: string | undefined
   /** It is in no key, message or history. */
   readonly token: SecretOptions["value"] | undefined
+  /** The socket of the SSH agent, for an address of SSH. */
+  readonly agent: string | undefined
+  /** The keys of SSH servers, as in a known_hosts; undefined for those that the user knows. */
+  readonly knownHosts: string | undefined
 }
 
 export type Source = string | Image | Effect.Effect<Image, BerthError, Berth>

@@ -149,7 +149,7 @@ const textsIn =
 export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const { allow = [], args = {}, contexts = {}, secrets = {}, ssh = {}, target } = options
+    const { allow = [], args = {}, contexts = {}, knownHosts, secrets = {}, ssh = {}, target } = options
     const platform = yield* parsePlatform(options.platform)
     const { context, file, text } = yield* originOf(options)
     const { escape, instructions } = yield* attemptAt(file, "read", 1, () => parse(text))
@@ -185,7 +185,11 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
     }
 
     const contextOf = (of: string | Build, line: number): Context | Node =>
-      isBuild(of) ? of.node : isRepository(of) ? gitBuild(gitOf(of, secrets, line)).node : local(of)
+      isBuild(of)
+        ? of.node
+        : isRepository(of)
+          ? gitBuild(gitOf(of, { knownHosts, secrets, ssh }, line)).node
+          : local(of)
 
     const sourceOf =
       (index: number) =>
@@ -247,6 +251,7 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
           globals,
           secrets,
           ssh,
+          knownHosts,
           allow: new Set([...allow, ...(options.network === "host" ? ["network.host"] : [])]),
           texts: textsIn(berth),
           sourceOf: sourceOf(index)

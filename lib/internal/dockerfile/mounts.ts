@@ -28,6 +28,8 @@ export interface Sources {
   readonly secrets: Readonly<Record<string, SecretOptions["value"]>>
   /** The sockets of SSH agents, by their ids. */
   readonly ssh: Readonly<Record<string, string | undefined>>
+  /** The keys of SSH servers, as in a known_hosts. */
+  readonly knownHosts: string | undefined
   /** The source of `from`: an earlier stage, a named context or an image. */
   readonly sourceOf: (name: string, line: number) => Context | Node
 }
