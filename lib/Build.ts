@@ -399,7 +399,10 @@ export interface DockerfileOptions extends ImageOptions {
   readonly target?: string | undefined
   /** The values of ARG instructions. */
   readonly args?: Readonly<Record<string, string>> | undefined
-  /** Folders, addresses of git repositories, and builds that FROM and `COPY --from` find by these names. */
+  /**
+   * Folders, addresses of git repositories, images as `docker-image://NAME`, and builds, which FROM, `COPY --from` and mounts find by these
+   * names.
+   */
   readonly contexts?: Readonly<Record<string, string | Build>> | undefined
   /** The values of `RUN --mount=type=secret`, by their ids. `GIT_AUTH_TOKEN.HOST` is the token for git repositories of a host. */
   readonly secrets?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined

@@ -95,9 +95,10 @@ type Step = Exclude<Node, From>
 const withConfig = (image: Image.Image, config: Partial<Image.ImageConfig>): Image.Image =>
   make({ ...image, config: { ...image.config, ...config } })
 
-const baseOf = (
+/** The image that a build begins with. */
+export const baseOf = (
   { platform, source }: From,
-  { options }: Evaluation
+  options: Pick<ImageOptions, "platform" | "pull">
 ): Effect.Effect<Image.Image, BerthError, Berth> =>
   typeof source === "string"
     ? Image.get(source, { pull: options.pull, platform: platform ?? options.platform })
@@ -212,7 +213,7 @@ const layered = (
 const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>
   Effect.gen(function* () {
     if (node._tag === "From") {
-      const base = yield* baseOf(node, evaluation)
+      const base = yield* baseOf(node, evaluation.options)
       const wanted = base === Image.scratch ? (node.platform ?? evaluation.options.platform) : undefined
       const platform = wanted === undefined ? undefined : yield* parsePlatform(wanted)
       const { architecture, os } = platform ?? base.config

@@ -73,9 +73,14 @@ export const readBuild = (node: Node, context: ServiceContext, tag: string | und
             values
               .pairs(value)
               .map(([name, given, at]) =>
-                given === undefined || /^(docker-image|oci-layout|service|target):/.test(given)
-                  ? only(at.at, "a folder or a git repository")
-                  : [name, isRepository(given) ? given : path.resolve(folder, given)]
+                given === undefined || /^(oci-layout|service|target):/.test(given)
+                  ? only(at.at, "a folder, a git repository or docker-image://NAME")
+                  : [
+                      name,
+                      isRepository(given) || given.startsWith("docker-image://")
+                        ? given
+                        : path.resolve(folder, given)
+                    ]
               )
           )
         ),

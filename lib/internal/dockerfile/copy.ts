@@ -4,7 +4,7 @@ import { changeOf } from "../build/mode.ts"
 import type { Copy, Git, Node, Part } from "../build/node.ts"
 import { nameOf } from "../build/remote.ts"
 import { COMMIT, isRepository, parse, serverOf } from "../util/gitAddress.ts"
-import type { Sources } from "./mounts.ts"
+import { checkFrom, type Sources } from "./mounts.ts"
 import { flagsOf, Unsupported } from "./options.ts"
 import { type Instruction, SyntaxFailure } from "./parse.ts"
 import type { Surroundings } from "./stage.ts"
@@ -94,6 +94,7 @@ export const copyOf = (
   if (flags.one("keep-git-dir") !== undefined && !sources.some(isRepository))
     throw new SyntaxFailure(line, "--keep-git-dir needs the address of a git repository")
   const from = flags.one("from")
+  checkFrom(from, line)
   const origin = from === undefined ? around.context : around.sourceOf(from, line)
   const parts: Array<Part> = []
   for (const source of sources) {

@@ -55,16 +55,24 @@ const SOURCE = ["from", "source", "src"]
 
 const TARGETS = ["target", "dst", "destination"]
 
-/** The mounts by their texts. Throws `SyntaxFailure` and `Unsupported`. */
+/** As in Docker, a variable there would hide which stages are needed. */
+export const checkFrom = (from: string | undefined, line: number): void => {
+  if (from?.includes("$") === true)
+    throw new SyntaxFailure(line, `from=${from} has no variables: name a stage after FROM, which has them`)
+}
+
+/** The mounts by their texts, in which variables are expanded by `expand`. Throws `SyntaxFailure` and `Unsupported`. */
 export const mountsOf = (
   texts: ReadonlyArray<string>,
   around: Sources,
   line: number,
-  place: string
+  place: string,
+  expand: (text: string) => string
 ): Mounts => {
   const made: Mounts = { binds: [], mounts: [], caches: [], secrets: [], agents: [] }
   for (const text of texts) {
-    const fields = fieldsOf(text)
+    checkFrom(fieldsOf(text).get("from"), line)
+    const fields = fieldsOf(expand(text))
     const type = fields.get("type") ?? "bind"
     const known = (...names: ReadonlyArray<string>): void => {
       for (const name of fields.keys())

@@ -115,10 +115,11 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
     if (security === "insecure") allowed("security.insecure", "--security=insecure")
     if (network === "host") allowed("network.host", "--network=host")
     const { agents, binds, caches, mounts, secrets } = mountsOf(
-      flags.all("mount").map(expand),
+      flags.all("mount"),
       around,
       line,
-      place
+      place,
+      expand
     )
     const declared = [...stage.declared].filter((pair): pair is [string, string] => pair[1] !== undefined)
     const given = proxies.flatMap((name) =>
