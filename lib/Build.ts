@@ -4,7 +4,6 @@
  *
  * @since 0.2.0
  */
-import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
@@ -12,13 +11,25 @@ import type * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
-import type { Limits } from "./Cgroup.ts"
+import type { ConfigOptions, Context, CopyOptions, GitOptions, Remote, RunOptions } from "./BuildStep.ts"
 import type { Container, StartOptions } from "./Container.ts"
-import type { GetOptions, Image, ImageConfig } from "./Image.ts"
+import type { GetOptions, Image } from "./Image.ts"
 import * as internal from "./internal/build/build.ts"
 import type { Node } from "./internal/build/node.ts"
 import { later } from "./internal/util/later.ts"
-import type { Bind, File, Tmpfs } from "./Mount.ts"
+
+export type {
+  BindOptions,
+  CacheOptions,
+  ConfigOptions,
+  Context,
+  CopyOptions,
+  GitOptions,
+  Remote,
+  RunOptions,
+  SecretOptions,
+  SshOptions
+} from "./BuildStep.ts"
 
 const reading = later(() => import("./internal/dockerfile/dockerfile.ts"))
 
@@ -44,181 +55,6 @@ export interface Build extends Pipeable, Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   /** @internal */
   readonly node: Node
-}
-
-/**
- * A folder of the host whose files `copy` takes.
- *
- * @since 0.2.0
- * @category models
- */
-export interface Context {
-  readonly _tag: "Context"
-  /** An absolute path. */
-  readonly folder: string
-  readonly ignore: ReadonlyArray<string>
-}
-
-/**
- * A file at an HTTP address, with the name that ends the address, and the mode 0600.
- *
- * @since 0.2.0
- * @category models
- */
-export interface Remote {
-  readonly _tag: "Remote"
-  readonly url: string
-  readonly checksum: string | undefined
-}
-
-/**
- * @since 0.2.0
- * @category models
- */
-export interface CacheOptions {
-  readonly name: string
-  /**
-   * What steps with this cache, of all programs of the store, do at the same time. `"shared"`: they use one folder. `"locked"`: they wait
-   * for each other, as package managers such as apt(8) need it, which fail if another one works. `"private"`: each has a folder that no
-   * other step uses meanwhile, which has what an earlier step with `"private"` left there. Default: `"shared"`.
-   */
-  readonly sharing?: "shared" | "private" | "locked" | undefined
-  /** Whether the command can only read it. Default false. */
-  readonly readOnly?: boolean | undefined
-  /** The owner of a new cache's folder, as ids of the container. Caches with another owner or mode are other caches. Default 0, root. */
-  readonly uid?: number | undefined
-  readonly gid?: number | undefined
-  /** The mode of a new cache's folder. Default 0o755, so that the owner alone can write there. */
-  readonly mode?: number | undefined
-}
-
-/**
- * A secret with a place of its own.
- *
- * @since 0.2.0
- * @category models
- */
-export interface SecretOptions {
-  /** A text without NUL, at most 1 MiB. */
-  readonly value: string | Redacted.Redacted<string>
-  /** The path of its file, relative to `/run/secrets`. Default: the secret's name; no file if there is an `env`. */
-  readonly target?: string | undefined
-  /** The variable of the command that has the value. Default: none. */
-  readonly env?: string | undefined
-  /** The owner of the file, as ids of the container. Default 0, root. */
-  readonly uid?: number | undefined
-  readonly gid?: number | undefined
-  /** The mode of the file, at most 0o777. Default 0o400, so that the owner alone can read it. */
-  readonly mode?: number | undefined
-}
-
-/**
- * @since 0.2.0
- * @category models
- */
-export interface RunOptions {
-  /**
-   * Files that the command sees at a path, and that are in no layer: of a folder of the host, or of another build. They are part of the
-   * step's key: files of the host by path, mode and content, and those of a build by its layers.
-   */
-  readonly bind?: ReadonlyArray<BindOptions> | undefined
-  /** Variables of this step alone. Variables of the image are set by `config`. */
-  readonly env?: Readonly<Record<string, string>> | undefined
-  /** Default: the image's user. */
-  readonly user?: string | undefined
-  /** The network of the step. Default: that of `ImageOptions`, else none. */
-  readonly network?: StartOptions["network"]
-  /**
-   * Folders that steps of all builds of a store share under a name, and that are in no layer: `{ "/root/.npm": "npm" }`. What is in
-   * them is no part of the step's key. They are volumes whose names begin with `build-cache.NAME`, which `Volume.remove` removes.
-   */
-  readonly cache?: Readonly<Record<string, string | CacheOptions>> | undefined
-  /**
-   * Texts that the command finds at `/run/secrets/NAME`, where root alone can read them; or with `SecretOptions` elsewhere, also in a
-   * variable. They are in the memory of the step alone: in no layer, history, key or message. Another value does not run the step again.
-   */
-  readonly secret?: Readonly<Record<string, string | Redacted.Redacted<string> | SecretOptions>> | undefined
-  /** More mounts. Their definition is part of the step's key, also the text of a file; the contents of a bind are not. */
-  readonly mounts?: ReadonlyArray<Bind | Tmpfs | File> | undefined
-  /**
-   * Sockets of SSH agents by their paths in the container: `{ "/run/ssh-agent": process.env.SSH_AUTH_SOCK }`. The variable `SSH_AUTH_SOCK`
-   * of the command is the first path. The keys stay with the agent; which agent it is does not run the step again.
-   */
-  readonly ssh?: Readonly<Record<string, string>> | undefined
-  /**
-   * `"insecure"` gives the command all capabilities and system calls, and hides nothing of `/proc` and `/sys`: it can take over the
-   * machine if Berth runs as root. Default: `"sandbox"`, the security of a container.
-   */
-  readonly security?: "sandbox" | "insecure" | undefined
-  readonly limits?: Limits | undefined
-  /** The step fails with `BuildFailed` (`TimedOut`) when this time is over. Default: none. */
-  readonly timeout?: Duration.DurationInput | undefined
-}
-
-/**
- * Files that a step sees while it runs.
- *
- * @since 0.2.0
- * @category models
- */
-export interface BindOptions {
-  /** A folder of the host, without what its patterns leave out, or the files of another build. */
-  readonly from: Context | Build
-  /** The file or folder, from the top of `from`. Links are followed, within `from`. Default: all of it. */
-  readonly path?: string | undefined
-  /** The path in the container, relative to the working directory. */
-  readonly target: string
-  /** Whether the command can write there. What it writes is dropped at the end of the step. Default false. */
-  readonly writable?: boolean | undefined
-}
-
-/**
- * @since 0.2.0
- * @category models
- */
-export interface CopyOptions {
-  /** Where the files are from: a folder of the host, the files of another build, or an address. */
-  readonly from: Context | Build | Remote
-  /**
-   * Files and folders, from the top of `from`; of a folder, what is in it. Patterns are those of Go's `filepath.Match`: `*`, `?` and
-   * `[a-z]` within a name. A link that is named here is followed, within `from`; other links are copied as links. Default: all files.
-   */
-  readonly paths?: ReadonlyArray<string> | undefined
-  /**
-   * The target, relative to the working directory. It is a folder if it ends with a slash, or is one in the image already, or if
-   * `paths` names several files; else it is the name of the copied file. Missing folders are made. Default: the working directory.
-   */
-  readonly to?: string | undefined
-  /**
-   * `user[:group]` of the copies, and of folders that are made for them: names or numbers. Names are those of the image, and a number
-   * alone is that of the group too. Default: root for files of the host, and the same ids for files of another build.
-   */
-  readonly owner?: string | undefined
-  /** The mode of all copies, or symbols of chmod(1), as `u=rwX,go=rX`. Default: each has that of its source. */
-  readonly mode?: number | string | undefined
-  /** Patterns of files that are not copied, as in a `.dockerignore`: relative to a folder of `paths`, or the name of a file. Default: none. */
-  readonly exclude?: ReadonlyArray<string> | undefined
-  /**
-   * Whether the copy of `a/b/c` is `a/b/c` in the target; of `a/./b/c` it is `b/c`. In `paths`, `**` then stands for any number of
-   * folders. Default false: it is `c`.
-   */
-  readonly parents?: boolean | undefined
-  /**
-   * Whether the contents of tar archives among the files are copied in place of the archives, whatever their names are: without
-   * compression, or with gzip, bzip2, xz or zstd. They keep their owners unless `owner` is given. Default false.
-   */
-  readonly unpack?: boolean | undefined
-}
-
-/**
- * The configuration that a step sets. `environment` and `labels` are added to those of the image; other fields replace the image's.
- *
- * @since 0.2.0
- * @category models
- */
-export interface ConfigOptions extends Partial<Omit<ImageConfig, "architecture" | "os" | "exposedPorts">> {
-  /** Ports that are added to those of the image: `8080`, `"53/udp"`. */
-  readonly expose?: ReadonlyArray<number | string> | undefined
 }
 
 /**
@@ -402,28 +238,11 @@ export const remote: (url: string, options?: { readonly checksum?: string | unde
   internal.remote
 
 /**
- * Options of `git`.
- *
- * @since 0.2.0
- * @category models
- */
-export interface GitOptions {
-  /** Whether the files include the folder `.git`, with this commit alone. Default false. */
-  readonly keepGitDir?: boolean | undefined
-  /**
-   * Whether submodules are fetched, from the addresses that the repository says. Default: a build fails if there are any, since these can be
-   * addresses of this machine's network.
-   */
-  readonly submodules?: boolean | undefined
-  /** The token for the repository, as hosts of git take it for a password. It is in no key, message or history. Default: none. */
-  readonly token?: string | Redacted.Redacted<string> | undefined
-}
-
-/**
- * The files of a git repository, owned by root: for `copy`, for binds, and as a context. The address is `https://HOST/PATH`, with
- * `#REF` for a branch, a tag or a whole commit, and `#REF:FOLDER` for a folder. Each build asks the server for the commit, unless the address
+ * The files of a git repository, owned by root: for `copy`, for binds, and as a context. The address is `https://HOST/PATH`,
+ * `ssh://USER@HOST:PORT/PATH` or `USER@HOST:PATH`, with `#REF` for a branch, a tag or a whole commit, and `#REF:FOLDER` for a folder. Each build asks the server for the commit, unless the address
  * has it, and fetches that commit alone, if no step has copied it before. The `git` of this machine does this, through the proxy of the
- * environment, without the user's configuration, hooks, credentials and programs; with TLS, it is not led to a server without.
+ * environment, without the user's configuration, hooks, credentials and programs; with TLS, it is not led to a server without. By SSH it
+ * has the keys of the agent in `ssh` alone, and speaks to servers that are known alone.
  *
  * A build fails with `InvalidOption` for another address, such as one with a password, and with `BuildFailed` (`Unavailable`) for what git
  * cannot get, and if this machine has no `git`.
@@ -580,12 +399,20 @@ export interface DockerfileOptions extends ImageOptions {
   readonly target?: string | undefined
   /** The values of ARG instructions. */
   readonly args?: Readonly<Record<string, string>> | undefined
-  /** Folders, addresses of git repositories, and builds that FROM and `COPY --from` find by these names. */
+  /**
+   * Folders, addresses of git repositories, images as `docker-image://NAME`, and builds, which FROM, `COPY --from` and mounts find by these
+   * names.
+   */
   readonly contexts?: Readonly<Record<string, string | Build>> | undefined
   /** The values of `RUN --mount=type=secret`, by their ids. `GIT_AUTH_TOKEN.HOST` is the token for git repositories of a host. */
   readonly secrets?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
-  /** The sockets of SSH agents for `RUN --mount=type=ssh`, by their ids: `{ default: process.env.SSH_AUTH_SOCK }`. */
-  readonly ssh?: Readonly<Record<string, string>> | undefined
+  /**
+   * The sockets of SSH agents for `RUN --mount=type=ssh`, by their ids: `{ default: process.env.SSH_AUTH_SOCK }`. That of `default` is for
+   * git repositories at addresses of SSH as well.
+   */
+  readonly ssh?: Readonly<Record<string, string | undefined>> | undefined
+  /** The keys of SSH servers for git repositories, as in `GitOptions`. */
+  readonly knownHosts?: string | undefined
   /**
    * What instructions may ask for besides the rights of a container: `"network.host"` for `RUN --network=host`, which `network: "host"` is
    * as well, and `"security.insecure"` for `RUN --security=insecure`. Default: nothing.
@@ -597,8 +424,8 @@ export interface DockerfileOptions extends ImageOptions {
  * The build of a Dockerfile: its steps as a value, which more steps can follow.
  *
  * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for git repositories by
- * another protocol than HTTP, mounts of other types and options than Docker's documentation of `RUN --mount` has, some of those (`from` of a
- * cache, owners of sockets), and rights that `allow` does not name. No flag is ignored.
+ * the protocol `git://`, mounts of other types and options than Docker's documentation of `RUN --mount` has, and rights that `allow` does not
+ * name. No flag is ignored.
  * Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
  *
  * @since 0.2.0

@@ -4,7 +4,6 @@
  *
  * @since 0.1.0
  */
-import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type * as Inspectable from "effect/Inspectable"
@@ -13,6 +12,7 @@ import type { Pipeable } from "effect/Pipeable"
 import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError, ImageError, InvalidData, InvalidOption } from "./BerthError.ts"
+import type { HistoryEntry, ImageConfig, Inspected } from "./ImageConfig.ts"
 import type { Limits } from "./ImageLayer.ts"
 import * as internal from "./internal/image/image.ts"
 import { told } from "./internal/oci/progress.ts"
@@ -21,6 +21,8 @@ import { later } from "./internal/util/later.ts"
 import type { Progress, ProgressOptions } from "./Progress.ts"
 import type { ConnectOptions } from "./Registry.ts"
 import type { Descriptor } from "./Store.ts"
+
+export type { Healthcheck, HistoryEntry, ImageConfig, Inspected } from "./ImageConfig.ts"
 
 const assembling = later(() => import("./internal/image/assemble.ts"))
 const importing = later(() => import("./internal/image/import.ts"))
@@ -62,47 +64,6 @@ export interface Image extends Pipeable, Inspectable.Inspectable {
   readonly upper: "disk" | "memory"
   /** The layout that has the image's blobs, if it is not the store. @internal */
   readonly layout?: string | undefined
-}
-
-/**
- * The configuration of an image: how its containers run.
- *
- * @since 0.1.0
- * @category models
- */
-export interface ImageConfig {
-  readonly entrypoint: ReadonlyArray<string>
-  /** Arguments of the entrypoint, or the whole command if there is no entrypoint. */
-  readonly command: ReadonlyArray<string>
-  readonly environment: Readonly<Record<string, string>>
-  readonly workingDirectory: string
-  /** `user[:group]`, names or numbers; empty for root. */
-  readonly user: string
-  readonly stopSignal: string | undefined
-  /** Ports, as `80/tcp`. */
-  readonly exposedPorts: ReadonlyArray<string>
-  /** Paths inside the container. */
-  readonly volumes: ReadonlyArray<string>
-  readonly labels: Readonly<Record<string, string>>
-  readonly healthcheck: Healthcheck | undefined
-  readonly architecture: string
-  readonly os: string
-}
-
-/**
- * The health check of an image.
- *
- * @since 0.1.0
- * @category models
- */
-export interface Healthcheck {
-  /** `["NONE"]`, `["CMD", ...arguments]`, or `["CMD-SHELL", command]`. */
-  readonly test: ReadonlyArray<string>
-  readonly interval: Duration.Duration | undefined
-  readonly timeout: Duration.Duration | undefined
-  readonly startPeriod: Duration.Duration | undefined
-  readonly startInterval: Duration.Duration | undefined
-  readonly retries: number | undefined
 }
 
 const named = (method: string, name: string) =>
@@ -545,37 +506,6 @@ export const fromStore = (
   names((module) => module.fromStore(name, options ?? {})).pipe(named("fromStore", name))
 
 /**
- * The parts of an image in the store. Texts are unchanged from the author of the image.
- *
- * @since 0.1.0
- * @category models
- */
-export interface Inspected {
-  readonly name: string
-  /** The digest of the manifest for the platform. */
-  readonly digest: string
-  readonly mediaType: string
-  /** `os/architecture[/variant]` */
-  readonly platform: string
-  readonly created: Date | undefined
-  readonly author: string | undefined
-  /** The annotations of the manifest; labels are in `config`. */
-  readonly annotations: Readonly<Record<string, string>>
-  readonly config: ImageConfig
-  /** The layers, the lowest first. */
-  readonly layers: ReadonlyArray<{
-    readonly digest: string
-    readonly diffId: string
-    readonly mediaType: string
-    /** The size in bytes in the store, usually compressed. */
-    readonly size: number
-    readonly unpacked: boolean
-  }>
-  /** The size in bytes of manifest, config and layers together. */
-  readonly size: number
-}
-
-/**
  * The parts of an image in the store. Looks up names as `fromStore` does, and fails likewise.
  *
  * @since 0.1.0
@@ -586,22 +516,6 @@ export const inspect = (
   options?: NamedOptions
 ): Effect.Effect<Inspected, ImageError | InvalidData | InvalidOption, Berth> =>
   names((module) => module.inspect(name, options ?? {})).pipe(named("inspect", name))
-
-/**
- * One build step of an image.
- *
- * @since 0.1.0
- * @category models
- */
-export interface HistoryEntry {
-  readonly created: Date | undefined
-  /** The command, as the builder recorded it. */
-  readonly createdBy: string | undefined
-  readonly author: string | undefined
-  readonly comment: string | undefined
-  /** The layer of the step, undefined if the step only changed the configuration. */
-  readonly layer: { readonly digest: string; readonly size: number } | undefined
-}
 
 /**
  * The build steps of an image in the store, the first step first, according to its config; empty if the config has no

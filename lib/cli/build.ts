@@ -13,6 +13,7 @@ export interface BuildOptions {
   readonly tag: string | undefined
   readonly target: string | undefined
   readonly buildArg: ReadonlyArray<string>
+  readonly buildContext: ReadonlyArray<string>
   readonly secret: ReadonlyArray<string>
   readonly ssh: ReadonlyArray<string>
   readonly allow: ReadonlyArray<string>
@@ -37,6 +38,11 @@ const secretOf = (text: string): readonly [id: string, value: string] => {
   if (file !== undefined) return [id, fs.readFileSync(file, "utf8")]
   const variable = fields.get("env") ?? id
   return [id, process.env[variable] ?? invalid("--secret", text, `a variable ${variable} in the environment`)]
+}
+
+const contextOf = (text: string): readonly [name: string, place: string] => {
+  const [name, place] = text.split(/=(.*)/s)
+  return name && place ? [name, place] : invalid("--build-context", text, "NAME=PLACE")
 }
 
 /** `ID=SOCKET`, or `ID` with the agent of this user. */
@@ -64,6 +70,7 @@ export const build = async (options: BuildOptions, invocation: Invocation): Prom
   const given = {
     ...{ context, file, tag, target, args, secrets, network, platform, signal, compression, provenance },
     ssh: Object.fromEntries(options.ssh.map(agentOf)),
+    contexts: Object.fromEntries(options.buildContext.map(contextOf)),
     allow: options.allow.map(rightOf),
     cache: !noCache,
     cacheFrom: cacheFrom.map(cacheOf),

@@ -216,6 +216,11 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         value: "KEY=VALUE",
         help: "The value of an ARG. KEY alone has the value that it has here."
       }),
+      buildContext: texts({
+        name: "build-context",
+        value: "NAME=PLACE",
+        help: "What FROM and COPY --from find by a name: a folder, the address of a git repository, or docker-image://NAME."
+      }),
       secret: texts({
         name: "secret",
         value: "id=NAME,src=FILE",

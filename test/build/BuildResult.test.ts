@@ -6,6 +6,7 @@ import * as Stream from "effect/Stream"
 import { Berth, Build, Container, Image, Process, Volume } from "../../lib/index.ts"
 import { failure, suite } from "../support/effect.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { sshAgent, whyNoAgent } from "../support/ssh.ts"
 
 const skip = { skip: whyNoBusybox }
 
@@ -174,14 +175,15 @@ suite("the result of a Build", (effect) => {
     function* () {
       const base = yield* busybox
       const step = (options: Build.RunOptions) => Build.from(base).pipe(Build.run("true", options))
-      const ssh = { "/agent": "/dev/null" }
       const { folder } = yield* Berth.Berth
+      const { socket } = yield* sshAgent(`${folder}/agent`)
+      const ssh = { "/agent": socket }
       yield* Build.image(step({ ssh }))
       const reasons = (options: Build.RunOptions) =>
         Effect.map(Build.explain(step(options)), ([explained]) => explained!.reasons)
       assert.deepEqual(yield* reasons({ ssh }), [])
       assert.deepEqual(yield* reasons({ ssh: { "/agent": folder } }), [], "another agent is no other step")
-      assert.deepEqual(yield* reasons({ ssh: { "/other": "/dev/null" } }), [
+      assert.deepEqual(yield* reasons({ ssh: { "/agent": { socket, mode: 0o660 } } }), [
         "the list of SSH agents has changed"
       ])
       assert.deepEqual(yield* reasons({ ssh, security: "sandbox" }), [])
@@ -193,7 +195,7 @@ suite("the result of a Build", (effect) => {
       assert.deepEqual(yield* reasons({ ssh, cache: { "/c": readOnly } }), ["the list of caches has changed"])
       yield* Volume.remove("build-cache.c")
     },
-    skip
+    { skip: whyNoBusybox || whyNoAgent }
   )
 
   effect(

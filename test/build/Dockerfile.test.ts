@@ -208,7 +208,52 @@ RUN ls /cache /scratch /run/secrets /other.txt 2>/dev/null > /left || true
     skip
   )
 
+  effect(
+    "a stage on a build has its variables, shell and triggers, without a step that runs for them; images are contexts too",
+    function* () {
+      const context = yield* project("inherit", "FROM base\nENV A=$A:two\nRUN echo $A:$0 > /said\n")
+      const files = yield* project("inherited", "", { note: "noted" })
+      const base = yield* Build.fromDockerfile({
+        context: files,
+        text: 'FROM local/busybox\nENV A=one\nSHELL ["/bin/sh", "-ec"]\nONBUILD COPY --from=files note /note\nRUN true > /ran\n'
+      })
+      const events: Array<string> = []
+      const contexts = { base, files, image: "docker-image://local/busybox" }
+      const build = yield* Build.fromDockerfile({ context, contexts })
+      assert.deepEqual(
+        (yield* Build.explain(build)).map(({ isMade }) => isMade),
+        [false, false, false]
+      )
+      const made = yield* Build.image(build, { onEvent: ({ _tag, text }) => events.push(`${_tag} ${text}`) })
+      assert.equal(made.config.environment.A, "one:two")
+      const { stdout } = yield* Container.run(made, { command: ["cat", "/said", "/note"] })
+      assert.equal(stdout, "one:two:/bin/sh\nnoted")
+      const text =
+        "FROM image\nRUN --mount=from=image,source=/etc,target=/seen cmp /seen/passwd /etc/passwd\n"
+      yield* Build.dockerfile({ context, contexts, text })
+    },
+    skip
+  )
+
   for (const [what, text, reason, mention] of [
+    [
+      "a variable in the source of a mount",
+      "FROM scratch AS a\nFROM scratch\nARG S=a\nRUN --mount=from=$S,target=/x y",
+      "Syntax",
+      ":4: .*variables"
+    ],
+    [
+      "a variable in the source of a copy",
+      "FROM scratch AS a\nARG S=a\nCOPY --from=$S x y",
+      "Syntax",
+      ":3: .*variables"
+    ],
+    [
+      "a copy from a later stage",
+      "FROM scratch AS a\nCOPY --from=b x y\nFROM a AS b",
+      "Syntax",
+      ":2: .*stage b"
+    ],
     ["an unknown instruction", "FROM scratch\nFRUN x", "Syntax", ":2: .*FRUN"],
     ["no FROM", "ARG A", "Syntax", "FROM"],
     ["an instruction before FROM", "RUN x\nFROM scratch", "Syntax", ":1: .*RUN"],
@@ -238,7 +283,12 @@ RUN ls /cache /scratch /run/secrets /other.txt 2>/dev/null > /left || true
       "Syntax",
       ":2: .*whole commit"
     ],
-    ["a repository by SSH", "FROM scratch\nADD git@example.test:x/y /", "Unsupported", ":2: .*HTTP"],
+    [
+      "a repository by git://",
+      "FROM scratch\nADD git://example.test/x/y /",
+      "Unsupported",
+      ":2: .*git:// is neither"
+    ],
     ["a kept .git of a file", "FROM scratch\nADD --keep-git-dir=true x /", "Syntax", ":2: .*git repository"],
     ["a checksum of a file", "FROM scratch\nADD --checksum=sha256:00 x /", "Syntax", ":2: .*HTTP address"],
     [

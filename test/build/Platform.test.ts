@@ -1,10 +1,15 @@
 /** Builds for another platform, and commands that cannot be executed or are killed for memory. */
 import assert from "node:assert/strict"
+import { execFileSync, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
+import * as os from "node:os"
+import { fileURLToPath } from "node:url"
 import * as Effect from "effect/Effect"
 import { Berth, Build, Image } from "../../lib/index.ts"
+import { asNobody, whyNotNobody } from "../support/asNobody.ts"
 import { failure, suite } from "../support/effect.ts"
 import { goArchitecture, otherArchitecture } from "../support/images.ts"
+import { commandOf } from "../support/program.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }
@@ -18,6 +23,32 @@ const whyEmulated: string | false = fs.existsSync(
 )
   ? "this machine runs programs of the other platform"
   : false
+
+/** The line that registers the emulator, of the package qemu-user-static. */
+const REGISTRATION = "/usr/lib/binfmt.d/qemu-aarch64.conf"
+
+/** A shell that has the emulator in a binfmt_misc of its own user namespace, which Linux 6.7 has. */
+const registered = (line: string): string =>
+  `mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc && cat ${line} >/proc/sys/fs/binfmt_misc/register && `
+
+const whyNotEmulated: string | false =
+  goArchitecture === "arm64"
+    ? "the emulated program is for this machine"
+    : !fs.existsSync(REGISTRATION)
+      ? "qemu-user-static is missing"
+      : spawnSync("aarch64-linux-gnu-gcc", ["--version"]).status !== 0
+        ? "gcc-aarch64-linux-gnu is missing"
+        : whyNotNobody ||
+          (spawnSync("unshare", [
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            `${registered(REGISTRATION)} true`
+          ]).status === 0
+            ? false
+            : "this kernel has no binfmt_misc in user namespaces (Linux 6.7)")
 
 /** An empty context; the image `local/busybox` is in the store. */
 const emptyContext = Effect.gen(function* () {
@@ -95,6 +126,46 @@ COPY --from=build /made /made
       assert.match(error.message, new RegExp(`:2: RUN true: .*ENOEXEC.*${other}.*${own}.*binfmt_misc`))
     },
     { skip: whyNoBusybox || whyEmulated }
+  )
+
+  effect(
+    "a command for another processor runs by the emulator of the machine",
+    function* () {
+      const home = fs.mkdtempSync(`${os.tmpdir()}/berth-test-emulated-`)
+      yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(home, { recursive: true, force: true })))
+      fs.chmodSync(home, 0o755)
+      const machine = `${home}/machine`
+      const source = fileURLToPath(new URL("../support/machine.c", import.meta.url))
+      execFileSync("aarch64-linux-gnu-gcc", [
+        "-static",
+        "-nostdlib",
+        "-ffreestanding",
+        "-O1",
+        "-o",
+        machine,
+        source
+      ])
+      const line = `${home}/line`
+      fs.copyFileSync(REGISTRATION, line)
+      const build = (first: string, name: string) =>
+        Effect.promise(() =>
+          asNobody(
+            `${home}/${name}`,
+            first,
+            commandOf("emulated.ts", [`${home}/${name}`, machine, "linux/arm64"]),
+            ["--mount"]
+          )
+        )
+      const { code, stderr, stdout } = yield* build(registered(line), "with")
+      assert.equal(code, 0, stderr)
+      assert.deepEqual(JSON.parse(stdout), { architecture: "arm64", lines: ["aarch64"], made: "aarch64\n" })
+      if (!whyEmulated) {
+        const without = yield* build("", "without")
+        assert.notEqual(without.code, 0)
+        assert.match(without.stderr, /linux\/arm64.*binfmt_misc/)
+      }
+    },
+    { skip: whyNotEmulated }
   )
 
   effect(

@@ -1,11 +1,11 @@
 // biome-ignore-all lint/suspicious/noTemplateCurlyInString: these are variables of Dockerfiles
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
-import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import { Berth, Build, Container, Image, Mount } from "../../lib/index.ts"
 import { failure, suite } from "../support/effect.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { sshAgent, whyNoAgent } from "../support/ssh.ts"
 
 const skip = { skip: whyNoBusybox }
 
@@ -28,19 +28,6 @@ const output = (image: Image.Image, command: string) =>
     assert.equal(exitCode, 0, stderr)
     return stdout
   })
-
-/** A server at a Unix socket that answers each connection with a word. */
-const agentAt = (path: string) =>
-  Effect.acquireRelease(
-    Effect.promise(
-      () =>
-        new Promise<net.Server>((resolve) => {
-          const server = net.createServer((socket) => socket.end("agent"))
-          server.listen(path, () => resolve(server))
-        })
-    ),
-    (server) => Effect.promise(() => new Promise((resolve) => server.close(resolve)))
-  )
 
 suite("mounts of RUN", (effect, folder) => {
   effect(
@@ -132,54 +119,94 @@ RUN --mount=from=build,source=/out/away,target=/x cat /x
   )
 
   effect(
-    "a step talks to an SSH agent, which is in no layer and in no key",
+    "a step asks an SSH agent for its keys and for signatures, and for nothing else",
     function* () {
-      const context = yield* contextOf("ssh", {})
-      fs.mkdirSync(context, { recursive: true })
-      const [one, other] = [`${folder()}/agent-1`, `${folder()}/agent-2`]
-      yield* agentAt(one)
-      yield* agentAt(other)
-      const text = `FROM local/busybox
-RUN --mount=type=ssh --mount=type=ssh,id=deploy,target=/agents/deploy \\
-  test -S $SSH_AUTH_SOCK && echo $SSH_AUTH_SOCK > /made && test -S /agents/deploy
-RUN test -z "$SSH_AUTH_SOCK" && ! ls /agents/* /run/buildkit/*
-`
-      const events: Array<string> = []
-      const build = (deploy: string) =>
-        Build.dockerfile({
-          context,
-          text,
-          ssh: { default: one, deploy },
-          onEvent: ({ _tag }) => events.push(_tag)
-        })
-      const image = yield* build(one)
-      assert.equal(yield* output(image, "cat /made"), "/run/buildkit/ssh_agent.0\n")
-      events.length = 0
-      yield* build(other)
-      assert.deepEqual(events, ["Cached", "Cached"])
-      const required = "FROM local/busybox\nRUN --mount=type=ssh,required=true true\n"
-      assert.match(
-        (yield* failure("BuildFailed", Build.dockerfile({ context, text: required }))).message,
-        /:2: .*SSH agent default/
-      )
-      const script = `require("node:net").connect(process.env.SSH_AUTH_SOCK).on("data", (data) => console.log(String(data)))`
+      yield* contextOf("agent", { file: "" })
+      const { list, socket } = yield* sshAgent(`${folder()}/agent`)
+      const before = list()
       const ofHost = ["/usr", "/lib", "/lib64"]
         .filter((path) => fs.existsSync(path))
         .map((path) => Mount.bind(path, path, { readOnly: true }) as Mount.Bind)
-      const node = fs.realpathSync(
-        process.versions.bun || "Deno" in globalThis ? "/usr/bin/node" : process.execPath
-      )
       const said: Array<string> = []
+      // The agent answers the third request after it has refused the second one.
+      const script = `ssh-add -l; ssh-add -D; ssh-add -l
+        echo text > /tmp/text; ssh-add -L > /tmp/key; ssh-keygen -q -Y sign -n file -f /tmp/key /tmp/text && head -n 1 /tmp/text.sig`
       yield* Build.from("local/busybox").pipe(
-        Build.run(["/node", "--eval", script], {
-          ssh: { "/agent": one },
-          mounts: [Mount.bind(node, "/node", { readOnly: true }) as Mount.Bind, ...ofHost]
-        }),
+        Build.run(script, { ssh: { "/agent": socket }, mounts: ofHost }),
         Build.image({ onEvent: (event) => event._tag === "Output" && said.push(event.line) })
       )
-      assert.deepEqual(said, ["agent"])
+      const key = before.trim()
+      assert.deepEqual(
+        said.toSorted(),
+        [key, key, "-----BEGIN SSH SIGNATURE-----", "Failed to remove all identities."].toSorted()
+      )
+      assert.equal(list(), before)
+      // Anything but a request ends the connection, and no other one.
+      const strange = Build.from("local/busybox").pipe(
+        Build.run("head -c 9 /dev/zero | nc local:/agent; ssh-add -l", {
+          ssh: { "/agent": { socket, mode: 0o666, uid: 7 } },
+          user: "9",
+          mounts: ofHost
+        })
+      )
+      yield* Build.image(strange)
     },
-    skip
+    { skip: whyNoBusybox || whyNoAgent }
+  )
+
+  effect(
+    "the socket of an SSH agent has an owner and a mode; the agent is in no layer and in no key",
+    function* () {
+      const context = yield* contextOf("ssh", { file: "" })
+      const [one, other] = [yield* sshAgent(`${folder()}/one`), yield* sshAgent(`${folder()}/other`)]
+      const text = `FROM local/busybox
+RUN --mount=type=ssh --mount=type=ssh,id=deploy,target=/agents/deploy,uid=7,gid=8,mode=0640 --mount=type=ssh,id=absent \\
+  test -S $SSH_AUTH_SOCK && echo $SSH_AUTH_SOCK > /made && stat -c %u:%g:%a $SSH_AUTH_SOCK /agents/deploy >> /made && ls /run/buildkit >> /made
+RUN test -z "$SSH_AUTH_SOCK" && ! ls /agents/* /run/buildkit/*
+`
+      const events: Array<string> = []
+      const build = (deploy: string, given = text) =>
+        Build.dockerfile({
+          context,
+          text: given,
+          ssh: { default: one.socket, deploy, absent: undefined },
+          onEvent: ({ _tag }) => events.push(_tag)
+        })
+      const image = yield* build(one.socket)
+      const made = "/run/buildkit/ssh_agent.0\n0:0:600\n7:8:640\nssh_agent.0\n"
+      assert.equal(yield* output(image, "cat /made"), made)
+      events.length = 0
+      yield* build(other.socket)
+      assert.deepEqual(events, ["Cached", "Cached"])
+      yield* build(other.socket, text.replace("mode=0640", "mode=0600"))
+      assert.ok(events.includes("Started"))
+      const { ino } = fs.statSync(one.socket)
+      yield* build(other.socket, "FROM local/busybox\nRUN --mount=type=ssh chmod 777 $SSH_AUTH_SOCK\n")
+      assert.deepEqual([fs.statSync(one.socket).mode & 0o777, fs.statSync(one.socket).ino], [0o600, ino])
+      for (const [mount, mention] of [
+        ["id=absent,required=true", "SSH agent absent"],
+        ["required=maybe", "required is true or false"],
+        ["mode=999", "mode is a mode in octal digits"]
+      ] as const) {
+        const error = yield* failure(
+          "BuildFailed",
+          build(one.socket, `FROM local/busybox\nRUN --mount=type=ssh,${mount} true\n`)
+        )
+        assert.match(error.message, new RegExp(`:2: .*${mention}`))
+      }
+      const typed = (ssh: NonNullable<Build.RunOptions["ssh"]>) =>
+        Build.image(Build.from("local/busybox").pipe(Build.run('test -z "$SSH_AUTH_SOCK"', { ssh })))
+      yield* typed({ "/agent": undefined, "/other": { socket: undefined } })
+      for (const ssh of [
+        { "/agent": { socket: undefined, required: true } },
+        { "/agent": "/etc/passwd" },
+        { "/agent": `${folder()}/none` },
+        { "/agent": { socket: one.socket, mode: 0o1777 } },
+        { "/agent": { socket: one.socket, uid: -1 } }
+      ])
+        assert.match((yield* failure("InvalidOption", typed(ssh))).option, /^ssh\.\/agent/)
+    },
+    { skip: whyNoBusybox || whyNoAgent }
   )
 
   effect(

@@ -165,6 +165,128 @@ RUN --mount=type=cache,target=/c,uid=5,gid=6,mode=0770 touch /c/more && ls /c | 
   )
 
   effect(
+    "a cache begins with the files of a stage, of an image and of a folder, as they are, and keeps what steps write",
+    function* () {
+      const context = yield* emptyContext
+      fs.mkdirSync(`${folder()}/notes/sub`, { recursive: true })
+      fs.writeFileSync(`${folder()}/notes/sub/note`, "noted")
+      const text = `FROM local/busybox AS base
+ARG WORD=one
+RUN mkdir -p /c/deep && echo $WORD > /c/deep/file && chown -R 3:4 /c && chmod 4750 /c/deep/file && chmod 700 /c && \\
+  ln -s deep /c/link && ln /c/deep/file /c/hard && ln -s /c /away
+FROM local/busybox AS good
+ARG STEP=1
+RUN --mount=type=cache,target=/w,id=w,from=base,source=/c stat -c %u:%g:%a:%h /w /w/deep/file /w/link > /made && \\
+  cat /w/link/file /w/hard >> /made && ls /w >> /made && touch /w/written-$STEP
+RUN --mount=type=cache,target=/w,id=w,from=base,src=away,uid=5,mode=0711 stat -c %u:%g:%a /w >> /made && ls /w >> /made
+RUN --mount=type=cache,target=/w,id=w ls -A /w >> /made
+RUN --mount=type=cache,target=/i,id=w,from=local/busybox,source=etc cmp /i/passwd /etc/passwd
+RUN --mount=type=cache,target=/n,from=notes,source=sub,sharing=locked cat /n/note >> /made
+FROM local/busybox AS missing
+RUN --mount=type=cache,target=/w,from=base,source=/absent true
+FROM local/busybox AS file
+RUN --mount=type=cache,target=/w,from=base,source=/c/hard true
+FROM local/busybox AS outside
+RUN --mount=type=cache,target=/w,source=/c true
+`
+      const ran: Array<string> = []
+      const build = (target: string, args: Readonly<Record<string, string>> = {}) =>
+        Build.dockerfile({
+          context,
+          text,
+          target,
+          args,
+          contexts: { notes: `${folder()}/notes` },
+          onEvent: ({ _tag, text }) => _tag === "Started" && ran.push(text.slice(0, 36))
+        })
+      const first = `3:4:700:3
+3:4:4750:2
+0:0:777:1
+one
+one
+deep
+hard
+link
+`
+      const others = "5:4:711\ndeep\nhard\nlink\nnoted"
+      assert.equal(yield* output(yield* build("good"), "cat /made"), `${first}${others}`)
+      // The second step of this cache sees what the first one has written, and no other cache does.
+      assert.equal(
+        yield* output(yield* build("good", { STEP: "2" }), "cat /made"),
+        `${first}written-1\n${others}`
+      )
+      ran.length = 0
+      yield* build("good", { STEP: "2" })
+      assert.deepEqual(ran, [])
+      // Other files are another cache, and the step runs again.
+      assert.match(
+        yield* output(yield* build("good", { WORD: "two" }), "cat /made"),
+        /two\ntwo\ndeep\nhard\nlink\n5:4/
+      )
+      for (const [target, line, mention] of [
+        ["missing", 14, "no file /absent"],
+        ["file", 16, "/c/hard.* is no folder"],
+        ["outside", 18, "source needs from"]
+      ] as const) {
+        const error = yield* failure("BuildFailed", build(target))
+        assert.match(error.message, new RegExp(`:${line}: .*${mention}`))
+      }
+      const typed = (word: string) => {
+        const base = Build.from("local/busybox").pipe(Build.run(`mkdir /c && echo ${word} > /c/file`))
+        return Build.from("local/busybox").pipe(
+          Build.run("cat /w/file > /made", { cache: { "/w": { name: "typed", from: base, path: "c" } } })
+        )
+      }
+      assert.equal(yield* output(yield* Build.image(typed("a")), "cat /made"), "a\n")
+      assert.deepEqual(
+        (yield* Build.explain(typed("a"))).map(({ isMade }) => isMade),
+        [true, true]
+      )
+      assert.equal(yield* output(yield* Build.image(typed("b")), "cat /made"), "b\n")
+      assert.deepEqual(
+        fs
+          .readdirSync(`${folder()}/run`)
+          .flatMap((name) => fs.readdirSync(`${folder()}/run/${name}`))
+          .filter((name) => name.startsWith("made-")),
+        []
+      )
+      yield* removeCaches
+    },
+    skip
+  )
+
+  effect(
+    "steps that begin a cache at the same time fill it once, and an end meanwhile leaves no half of it",
+    function* () {
+      const context = yield* emptyContext
+      const count = 400
+      const text = `FROM local/busybox AS base
+RUN mkdir /c && for k in $(seq ${count}); do echo $k > /c/$k; done
+FROM local/busybox AS a
+RUN --mount=type=cache,target=/w,id=both,from=base,source=c ls /w | grep -vc mine > /a && touch /w/mine-a
+FROM local/busybox AS b
+RUN --mount=type=cache,target=/w,id=both,from=base,source=c ls /w | grep -vc mine > /b && touch /w/mine-b
+FROM local/busybox
+COPY --from=a /a /
+COPY --from=b /b /
+`
+      const build = Build.dockerfile({ context, text, concurrency: 2 })
+      const whole = (yield* Volume.list).length
+      yield* Build.dockerfile({ context, text, target: "base" })
+      for (const millis of [15, 30, 60]) {
+        yield* Effect.timeoutOption(build, millis)
+        for (const { name } of yield* Volume.list)
+          assert.ok(fs.readdirSync(`${folder()}/volumes/${name}/files/data`).length >= count, name)
+      }
+      const image = yield* build
+      assert.equal(yield* output(image, "cat /a /b"), `${count}\n${count}\n`)
+      assert.equal((yield* Volume.list).length, whole + 1)
+      yield* removeCaches
+    },
+    skip
+  )
+
+  effect(
     "a tmpfs has its size",
     function* () {
       const context = yield* emptyContext

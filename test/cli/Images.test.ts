@@ -133,6 +133,12 @@ suite("the commands of images", (effect, folder) => {
       )
       assert.deepEqual([exported.code, exported.stdout], [0, `${work}/out\n`])
       assert.equal(fs.readFileSync(`${work}/out`, "utf8"), "mine\n")
+      fs.writeFileSync(`${context}/Dockerfile`, "FROM base\nCOPY --from=more Dockerfile /\n")
+      const named = (...places: ReadonlyArray<string>) =>
+        call("build", ...places.flatMap((place) => ["--build-context", place]), context)
+      const contexts = yield* named("base=docker-image://local/base:1", `more=${context}`)
+      assert.equal(contexts.code, 0, contexts.stderr)
+      assert.match((yield* named("base")).stderr, /--build-context.*NAME=PLACE/)
       fs.writeFileSync(`${context}/Dockerfile`, "FROM local/base:1\nRUN echo begun; sleep 1000\n")
       const child = startBerth(["build", "--folder", folder(), context])
       let said = ""

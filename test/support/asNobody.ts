@@ -14,19 +14,20 @@ export const whyNotNobody: string | false =
 
 /**
  * Runs a program as nobody, with a new home folder, in a user namespace. The namespace's root runs `first` before, a piece
- * of shell that is empty or ends in `&&`.
+ * of shell that is empty or ends in `&&`; `namespaces` are the flags of unshare(1) for what it changes.
  */
 export const asNobody = async (
   home: string,
   first: string,
-  { args, command }: { readonly command: string; readonly args: ReadonlyArray<string> }
+  { args, command }: { readonly command: string; readonly args: ReadonlyArray<string> },
+  namespaces: ReadonlyArray<string> = []
 ): Promise<Ended> => {
   fs.mkdirSync(home)
   fs.chownSync(home, 65534, 65534)
   const inner = `${first} exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"`
   const child = spawn(
     "unshare",
-    ["--user", "sh", "-c", `read go; exec sh -c '${inner}' sh "$@"`, "sh", command, ...args],
+    ["--user", ...namespaces, "sh", "-c", `read go; exec sh -c '${inner}' sh "$@"`, "sh", command, ...args],
     {
       cwd: root,
       stdio: ["pipe", "pipe", "pipe"],

@@ -29,7 +29,7 @@ import * as gits from "../util/gitAddress.ts"
 import { later } from "../util/later.ts"
 import { prints } from "../util/prints.ts"
 import type { Evaluation, State } from "./evaluate.ts"
-import type { Bind, Git, Node, Remote, Source } from "./node.ts"
+import type { Git, Node, Remote, Shown, Source } from "./node.ts"
 
 const evaluation = later(() => import("./evaluate.ts"))
 const caching = later(() => import("./cache.ts"))
@@ -68,12 +68,16 @@ export const remote = (url: string, options: { readonly checksum?: string | unde
   checksum: options.checksum
 })
 
-export const git = (address: string, { keepGitDir = false, submodules, token }: GitOptions = {}): Build => {
+export const git = (
+  address: string,
+  { keepGitDir = false, knownHosts, ssh: agent, submodules, token }: GitOptions = {}
+): Build => {
   const parsed = gits.parse(address)
   const problem = typeof parsed === "string" ? parsed : undefined
   // An address with a password is not shown.
   const found = typeof parsed === "string" ? { url: "", ref: undefined, folder: "." } : parsed
-  return gitBuild({ _tag: "Git", ...found, problem, keepGitDir, submodules, checksum: undefined, token })
+  const its = { keepGitDir, submodules, checksum: undefined, token, agent, knownHosts }
+  return gitBuild({ _tag: "Git", ...found, problem, ...its })
 }
 
 /** The build whose files are those of a repository. */
@@ -92,14 +96,9 @@ const isDataFirst = (args: IArguments): boolean => isBuild(args[0])
 /** Where the layer of a context's files has them. */
 const COPIED = "/files"
 
-/** What a command sees while it runs. Files of a context are copied into a layer of their own, so that they cannot change meanwhile. */
-export const bindOf = (
-  from: Context | Node,
-  path: string,
-  rest: Pick<Bind, "target" | "writable">,
-  place?: string
-): Bind => {
-  if (from._tag !== "Context") return { from, path, ...rest }
+/** Files that a command sees. Those of a context are copied into a layer of their own, so that they cannot change meanwhile. */
+export const shownOf = (from: Context | Node, path: string, place?: string): Shown => {
+  if (from._tag !== "Context") return { from, path }
   const copied: Node = {
     _tag: "Copy",
     parent: { _tag: "From", source: scratch },
@@ -108,29 +107,36 @@ export const bindOf = (
     text: `MOUNT ${path}`,
     place
   }
-  return { from: copied, path: COPIED, ...rest }
+  return { from: copied, path: COPIED }
 }
 
 export const run = dual<
   (command: string | ReadonlyArray<string>, options?: RunOptions) => (build: Build) => Build,
   (build: Build, command: string | ReadonlyArray<string>, options?: RunOptions) => Build
->(isDataFirst, (build, command, { bind = [], cache = {}, secret = {}, ...options } = {}) =>
+>(isDataFirst, (build, command, { bind = [], cache = {}, secret = {}, ssh = {}, ...options } = {}) =>
   of({
     _tag: "Run",
     parent: build.node,
     command: typeof command === "string" ? ["/bin/sh", "-c", command] : command,
     options,
-    binds: bind.map(({ from: source, path: shown = "/", target, writable = false }) =>
-      bindOf(isBuild(source) ? source.node : source, shown, { target, writable })
-    ),
-    caches: Object.entries(cache).map(([target, given]) => ({
+    binds: bind.map(({ from: source, path: shown = "/", target, writable = false }) => ({
+      ...shownOf(isBuild(source) ? source.node : source, shown),
       target,
-      ...(typeof given === "string" ? { name: given } : given)
+      writable
     })),
+    caches: Object.entries(cache).map(([target, given]) => {
+      const { from: source, path: shown = "/", ...rest } = typeof given === "string" ? { name: given } : given
+      const base = source === undefined ? undefined : shownOf(isBuild(source) ? source.node : source, shown)
+      return { target, base, ...rest }
+    }),
     secrets: Object.entries(secret).map(([name, given]) => ({
       name,
       ...(typeof given === "string" || Redacted.isRedacted(given) ? { value: given } : given)
     })),
+    agents: Object.entries(ssh).flatMap(([target, given]) => {
+      const { required = false, ...agent } = typeof given === "object" ? given : { socket: given }
+      return agent.socket === undefined && !required ? [] : [{ target, ...agent }]
+    }),
     text: `RUN ${typeof command === "string" ? command : JSON.stringify(command)}`,
     place: undefined
   })

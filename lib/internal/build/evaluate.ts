@@ -21,7 +21,7 @@ import * as copying from "./copy.ts"
 import { alias, unlessEqual } from "./equal.ts"
 import { inPlace } from "./failure.ts"
 import * as Inputs from "./inputs.ts"
-import type { From, Node } from "./node.ts"
+import { type From, type Node, shownBy } from "./node.ts"
 import { isBuild } from "./part.ts"
 import * as running from "./run.ts"
 
@@ -55,6 +55,9 @@ export interface State {
   readonly isUnknown: boolean
 }
 
+/** The states of the builds whose files a command sees. */
+export type Seen = ReadonlyMap<Node, State>
+
 /** What a step that makes a layer needs. */
 export interface Made {
   /** All that it depends on, except for the layers below it. */
@@ -83,8 +86,8 @@ export interface Evaluation {
   readonly made: Set<string>
   /** If it is there, nothing runs: it gets the steps that would, with the reasons. */
   readonly explain?: ((explanation: Explanation) => void) | undefined
-  /** Gets each step that fails, with the image before it, and those of its binds. */
-  readonly failed?: ((node: Step, image: Image.Image, seen: ReadonlyArray<Image.Image>) => void) | undefined
+  /** Gets each step that fails, with the image before it, and what its command sees. */
+  readonly failed?: ((node: Step, image: Image.Image, seen: Seen) => void) | undefined
 }
 
 type Step = Exclude<Node, From>
@@ -92,9 +95,10 @@ type Step = Exclude<Node, From>
 const withConfig = (image: Image.Image, config: Partial<Image.ImageConfig>): Image.Image =>
   make({ ...image, config: { ...image.config, ...config } })
 
-const baseOf = (
+/** The image that a build begins with. */
+export const baseOf = (
   { platform, source }: From,
-  { options }: Evaluation
+  options: Pick<ImageOptions, "platform" | "pull">
 ): Effect.Effect<Image.Image, BerthError, Berth> =>
   typeof source === "string"
     ? Image.get(source, { pull: options.pull, platform: platform ?? options.platform })
@@ -209,7 +213,7 @@ const layered = (
 const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>
   Effect.gen(function* () {
     if (node._tag === "From") {
-      const base = yield* baseOf(node, evaluation)
+      const base = yield* baseOf(node, evaluation.options)
       const wanted = base === Image.scratch ? (node.platform ?? evaluation.options.platform) : undefined
       const platform = wanted === undefined ? undefined : yield* parsePlatform(wanted)
       const { architecture, os } = platform ?? base.config
@@ -229,7 +233,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
     const failing = <A, R>(
       image: Image.Image,
       effect: Effect.Effect<A, BerthError, R>,
-      seen: ReadonlyArray<Image.Image> = []
+      seen: Seen = new Map()
     ) =>
       Effect.tapError(Effect.mapError(effect, inPlace(node)), () =>
         Effect.sync(() => evaluation.failed?.(node, image, seen))
@@ -263,11 +267,9 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         )
       )
     }
-    const [state, ...seen] = yield* Effect.all(
-      [
-        evaluate(evaluation, node.parent),
-        ...(node._tag === "Run" ? node.binds.map(({ from }) => evaluateFor(evaluation, node, from)) : [])
-      ],
+    const shown = node._tag === "Run" ? shownBy(node) : []
+    const [state, ...states] = yield* Effect.all(
+      [evaluate(evaluation, node.parent), ...shown.map((from) => evaluateFor(evaluation, node, from))],
       { concurrency: "unbounded" }
     )
     const { config } = state.image
@@ -290,13 +292,15 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
           : yield* failing(state.image, layered(evaluation, node, state, made))
         return { ...next, image: withConfig(next.image, { workingDirectory }) }
       }
-      case "Run":
-        if (state.isUnknown || seen.some(({ isUnknown }) => isUnknown)) return unknown(state)
+      case "Run": {
+        if (state.isUnknown || states.some(({ isUnknown }) => isUnknown)) return unknown(state)
+        const seen: Seen = new Map(shown.map((from, k) => [from, states[k]!]))
         return yield* failing(
           state.image,
           layered(evaluation, node, state, running.run(evaluation, node, state.image, seen)),
-          seen.map(({ image }) => image)
+          seen
         )
+      }
     }
   })
 

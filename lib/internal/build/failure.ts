@@ -48,7 +48,7 @@ export const notExecuted =
     const its = printPlatform(config)
     const isOther = its !== own && (errno === ENOEXEC || errno === ENOENT)
     const detail = isOther
-      ? `${message}. The image is for ${its}, and this machine for ${own}: to run its programs, have an emulator in binfmt_misc with the flag F, as the package qemu-user-static does`
+      ? `${message}. The image is for ${its}, and this machine for ${own}: to run its programs, install an emulator that is in binfmt_misc with the flag F, such as the package qemu-user-static`
       : message
     const reason = isOther && errno === ENOEXEC ? "Platform" : "Command"
     return new BuildFailed({ reason, step: text, place, detail, exitCode, log: [], cause: error })

@@ -1,17 +1,20 @@
 /**
  * Files of git repositories, by the program `git` of this machine. It is told nothing by the configuration of the user or of the machine,
- * runs no hook and no filter, and speaks HTTP alone: a repository, and what its server answers, are an attacker's.
+ * runs no hook and no filter, and speaks HTTP, or SSH with the keys of one agent to servers that are known: a repository, and what its
+ * server answers, are an attacker's.
  */
 import { spawn } from "node:child_process"
 import { randomBytes } from "node:crypto"
 import * as fs from "node:fs/promises"
+import { homedir } from "node:os"
+import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import * as inRoot from "../files/rooted.ts"
 import { isLoopback } from "../registry/proxy.ts"
-import { COMMIT } from "../util/gitAddress.ts"
+import { COMMIT, serverOf } from "../util/gitAddress.ts"
 import type { Git } from "./node.ts"
 import { Unavailable } from "./remote.ts"
 
@@ -21,6 +24,8 @@ const SHOWN_BYTES_MAX = 2000
 
 /** The time without a byte after which a transfer ends. */
 const SILENCE_SECONDS = 60
+
+const KNOWN_HOSTS = "known_hosts"
 
 const CONFIG: Readonly<Record<string, string>> = {
   "core.hooksPath": "/dev/null",
@@ -46,8 +51,42 @@ const TAKEN = [
   "GIT_SSL_CAPATH"
 ]
 
-const environmentOf = ({ token, url }: Git, home: string): Record<string, string> => {
-  const { origin, protocol } = new URL(url)
+/**
+ * ssh with the agent as its only key, and without a question: a server whose key is not known is refused. Without `-F none` it would read
+ * the configuration of the user. The path of the folder cannot be one of its options, in which `%` and spaces mean something.
+ */
+const SSH = [
+  'cd "$HOME" && exec ssh -F none',
+  ...[
+    "BatchMode=yes",
+    "StrictHostKeyChecking=yes",
+    `UserKnownHostsFile=${KNOWN_HOSTS}`,
+    "UpdateHostKeys=no",
+    "IdentityFile=none",
+    "PreferredAuthentications=publickey",
+    `ConnectTimeout=${SILENCE_SECONDS}`,
+    `ServerAliveInterval=${SILENCE_SECONDS / 4}`
+  ].map((option) => `-o ${option}`)
+].join(" ")
+
+/** What git speaks SSH with: the agent's socket, and the servers that are known. With those that are given, the machine's do not count. */
+const sshOf = async ({ agent, knownHosts }: Git, home: string): Promise<Readonly<Record<string, string>>> => {
+  if (agent === undefined)
+    throw new Unavailable(
+      "an address of SSH needs an SSH agent: give its socket, as in SSH_AUTH_SOCK, as ssh"
+    )
+  const known = knownHosts ?? (await fs.readFile(`${homedir()}/.ssh/known_hosts`, "utf8").catch(() => ""))
+  await fs.writeFile(`${home}/${KNOWN_HOSTS}`, known, { mode: 0o600 })
+  const global = knownHosts === undefined ? "" : " -o GlobalKnownHostsFile=/dev/null"
+  return { SSH_AUTH_SOCK: path.resolve(agent), GIT_SSH_COMMAND: `${SSH}${global}`, GIT_SSH_VARIANT: "ssh" }
+}
+
+/** What git may speak: a server with TLS or SSH cannot lead to one without, nor to a key of the agent. */
+const PROTOCOLS = { "http:": "http:https", "https:": "https", "ssh:": "ssh:https" }
+
+const environmentOf = async (git: Git, home: string): Promise<Record<string, string>> => {
+  const { token, url } = git
+  const { protocol } = serverOf(url)
   const value = Redacted.isRedacted(token) ? Redacted.value(token) : token
   const header = value === undefined ? undefined : Buffer.from(`x-access-token:${value}`).toString("base64")
   // Given as variables, since other users of the machine see the arguments of a program. A redirect would take the token along.
@@ -56,7 +95,7 @@ const environmentOf = ({ token, url }: Git, home: string): Record<string, string
     ...(header === undefined
       ? {}
       : {
-          [`http.${origin}/.extraHeader`]: `Authorization: Basic ${header}`,
+          [`http.${new URL(url).origin}/.extraHeader`]: `Authorization: Basic ${header}`,
           "http.followRedirects": "false"
         })
   })
@@ -70,8 +109,8 @@ const environmentOf = ({ token, url }: Git, home: string): Record<string, string
     GIT_HTTP_LOW_SPEED_LIMIT: "1",
     GIT_HTTP_LOW_SPEED_TIME: String(SILENCE_SECONDS),
     GIT_ASKPASS: "",
-    // A server with TLS cannot lead to one without.
-    GIT_ALLOW_PROTOCOL: protocol === "https:" ? "https" : "http:https",
+    ...(protocol === "ssh:" ? await sshOf(git, home) : {}),
+    GIT_ALLOW_PROTOCOL: PROTOCOLS[protocol],
     GIT_CONFIG_COUNT: String(config.length),
     ...Object.fromEntries(
       config.flatMap(([key, value], k) => [
@@ -131,6 +170,8 @@ const run = (
       if (code === 0) return resolve(out)
       if (code === 127) return reject(new Unavailable("this machine has no git: install the package git"))
       const said = shown(error)
+      if (/\bexec: ssh: not found$/m.test(said))
+        return reject(new Unavailable("this machine has no ssh: install the package openssh-client"))
       if (/No space left on device|Disk quota exceeded/.test(said))
         return reject(Object.assign(new Error(said), { code: "ENOSPC" }))
       const why = out.length > ANSWER_BYTES_MAX ? "the server answers too much" : said
@@ -167,8 +208,8 @@ export const resolved = (berth: Berth, git: Git): Effect.Effect<Resolved, unknow
   Effect.gen(function* () {
     const { checksum, ref, token, url } = git
     if (git.resolved !== undefined) return git.resolved
-    const { hostname, protocol } = new URL(url)
-    if (token !== undefined && protocol === "http:" && !isLoopback(hostname))
+    const { hostname, protocol } = serverOf(url)
+    if (token !== undefined && protocol !== "https:" && !(protocol === "http:" && isLoopback(hostname)))
       return yield* Effect.fail(new Unavailable("a token is sent to addresses with https:// alone"))
     const same = (commit: string) =>
       checksum === undefined || checksum === commit
@@ -176,7 +217,7 @@ export const resolved = (berth: Berth, git: Git): Effect.Effect<Resolved, unknow
         : Effect.fail(new Unavailable(`its commit is ${commit}, and not ${checksum}`))
     if (ref !== undefined && COMMIT.test(ref)) return yield* Effect.as(same(ref), { commit: ref, name: ref })
     const cwd = yield* inFolder(berth)
-    const env = environmentOf(git, cwd)
+    const env = yield* inRoot.promised(() => environmentOf(git, cwd))
     const names =
       ref === undefined ? ["HEAD"] : [ref, `refs/tags/${ref}`, `refs/tags/${ref}^{}`, `refs/heads/${ref}`]
     const answer = yield* inRoot.promised((signal) =>
@@ -198,8 +239,8 @@ export const checkedOut = (
   Effect.gen(function* () {
     const home = yield* inFolder(berth)
     const cwd = `${home}/files`
-    const env = environmentOf(git, home)
     yield* inRoot.promised(async (signal) => {
+      const env = await environmentOf(git, home)
       const how = { cwd, env, signal }
       await fs.mkdir(cwd, { mode: 0o755 })
       await run(["init", "--quiet"], how)

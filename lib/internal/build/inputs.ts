@@ -12,6 +12,7 @@ import type { Image } from "../../Image.ts"
 import * as caches from "./caches.ts"
 import type { Node } from "./node.ts"
 import * as secrets from "./secrets.ts"
+import * as agents from "./ssh.ts"
 
 const RECORD_BYTES_MAX = 4 * 1024 * 1024
 /** Beyond so many files, a change is told of all of them. */
@@ -61,7 +62,7 @@ export const inputsOf = (
   const { environment, user, workingDirectory } = image.config
   switch (node._tag) {
     case "Run": {
-      const { env, mounts, network = defaultNetwork ?? "none", security, ssh, user: own } = node.options
+      const { env, mounts, network = defaultNetwork ?? "none", security, user: own } = node.options
       return {
         ...below,
         "the command": digestOf(node.command),
@@ -73,7 +74,7 @@ export const inputsOf = (
         "the mounts": digestOf(mounts),
         ...each("what is at", files ?? []),
         "the list of secrets": digestOf(secrets.placesOf(node)),
-        "the list of SSH agents": digestOf(Object.keys(ssh ?? {})),
+        "the list of SSH agents": digestOf(agents.placesOf(node)),
         ...each("the variable", Object.entries({ ...environment, ...env }))
       }
     }

@@ -2,7 +2,7 @@
 import type * as Effect from "effect/Effect"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
-import type { CacheOptions, CopyOptions, RunOptions, SecretOptions } from "../../Build.ts"
+import type { CacheOptions, CopyOptions, RunOptions, SecretOptions, SshOptions } from "../../Build.ts"
 import type { Image, ImageConfig } from "../../Image.ts"
 
 /** A folder of the host whose files steps copy. */
@@ -41,6 +41,10 @@ export interface Git {
   readonly checksum: string | undefined
   /** It is in no key, message or history. */
   readonly token: SecretOptions["value"] | undefined
+  /** The socket of the SSH agent, for an address of SSH. */
+  readonly agent: string | undefined
+  /** The keys of SSH servers, as in a known_hosts; undefined for those that the user knows. */
+  readonly knownHosts: string | undefined
 }
 
 export type Source = string | Image | Effect.Effect<Image, BerthError, Berth>
@@ -65,15 +69,19 @@ export interface Run extends Step {
   readonly _tag: "Run"
   readonly parent: Node
   readonly command: ReadonlyArray<string>
-  readonly options: Omit<RunOptions, "bind" | "cache" | "secret">
+  readonly options: Omit<RunOptions, "bind" | "cache" | "secret" | "ssh">
   readonly binds: ReadonlyArray<Bind>
   readonly caches: ReadonlyArray<Cache>
   readonly secrets: ReadonlyArray<Secret>
+  /** Without those that are absent and may be. */
+  readonly agents: ReadonlyArray<Agent>
 }
 
 /** A folder that steps share, at a path of the container. */
-export interface Cache extends CacheOptions {
+export interface Cache extends Omit<CacheOptions, "from" | "path"> {
   readonly target: string
+  /** The folder whose files a new cache has. */
+  readonly base: Shown | undefined
 }
 
 /** A text that only the command sees. Its value is in no key, message or history. */
@@ -81,14 +89,28 @@ export interface Secret extends SecretOptions {
   readonly name: string
 }
 
-/** Files of another build that a command sees. */
-export interface Bind {
+/** The socket of an SSH agent, at a path of the container. */
+export interface Agent extends Omit<SshOptions, "required"> {
+  readonly target: string
+}
+
+/** Files of another build. */
+export interface Shown {
   readonly from: Node
   /** From the root of its files. */
   readonly path: string
+}
+
+/** Files of another build that a command sees. */
+export interface Bind extends Shown {
   readonly target: string
   readonly writable: boolean
 }
+
+/** The builds whose files a command sees. */
+export const shownBy = ({ binds, caches }: Run): ReadonlyArray<Node> => [
+  ...new Set([...binds, ...caches.flatMap(({ base }) => base ?? [])].map(({ from }) => from))
+]
 
 export interface Copy extends Step {
   readonly _tag: "Copy"

@@ -3,58 +3,58 @@ import { posix } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import type { Berth } from "../../Berth.ts"
+import { Berth } from "../../Berth.ts"
 import { type BerthError, BuildFailed } from "../../BerthError.ts"
 import * as Container from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import * as Mount from "../../Mount.ts"
 import * as Process from "../../Process.ts"
-import * as Volume from "../../Volume.ts"
 import { stateOf } from "../container/waitFor.ts"
-import * as Kept from "../layer/kept.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { mountOf } from "./bind.ts"
+import { filesOf, mountOf } from "./bind.ts"
 import * as caches from "./caches.ts"
-import type { Evaluation, Made, State } from "./evaluate.ts"
+import type { Evaluation, Made, Seen } from "./evaluate.ts"
 import { fullDisk, notExecuted } from "./failure.ts"
-import type { Run } from "./node.ts"
+import type { Run, Shown } from "./node.ts"
 import * as secrets from "./secrets.ts"
+import * as agents from "./ssh.ts"
 
 const LOG_LINES = 20
 
-/** The mounts of a step. `volumes` are the names of the volumes that its caches are. */
-export const mountsOf = (
-  node: Run,
-  image: Image,
-  seen: ReadonlyArray<Image>,
-  volumes: ReadonlyArray<string> = node.caches.map((cache) => caches.volumeOf(cache))
-) =>
+/** The mounts of a step. `given` are the names of the volumes that its caches are. */
+export const mountsOf = (node: Run, image: Image, seen: Seen, given?: ReadonlyArray<string>) =>
   Effect.gen(function* () {
-    const { mounts = [], ssh = {} } = node.options
+    const berth = yield* Berth
+    const volumes = given ?? node.caches.map((cache) => caches.volumeOf(berth, cache, seen))
+    const { mounts = [] } = node.options
     const { workingDirectory } = image.config
     const within = (target: string): string => posix.resolve("/", workingDirectory, target)
     const hidden = yield* attempt(() => secrets.mountsOf(node))
-    const shared = yield* Effect.forEach(
-      node.caches,
-      ({ gid, mode = caches.MODE, readOnly, target, uid }, k) =>
-        Effect.map(Volume.make({ name: volumes[k], mode, uid, gid }), (volume) =>
-          Mount.volume(volume, within(target), { readOnly })
-        )
+    const shared = yield* Effect.forEach(node.caches, (cache, k) =>
+      Effect.map(caches.opened(berth, node, cache, volumes[k]!, seen), (volume) =>
+        Mount.volume(volume, within(cache.target), { readOnly: cache.readOnly })
+      )
     )
-    const binds = yield* Effect.forEach(node.binds, (bind, k) =>
-      mountOf(node, bind, seen[k]!, workingDirectory)
+    const binds = yield* Effect.forEach(node.binds, (bind) =>
+      mountOf(node, bind, seen.get(bind.from)!.image, workingDirectory)
     )
-    const agents = Object.entries(ssh).map(([target, socket]) => Mount.bind(socket, target))
+    const sockets = yield* Effect.forEach(node.agents, (agent) =>
+      Effect.map(agents.opened(berth, node, agent), (socket) => Mount.bind(socket, within(agent.target)))
+    )
     const own = mounts.map((mount) => ({ ...mount, target: within(mount.target) }))
-    return [...hidden, ...own, ...binds, ...shared, ...agents]
+    return [...hidden, ...own, ...binds, ...shared, ...sockets]
   })
 
 /** What of a step's options a start takes as it is, and its variables; throws. */
 export const startOf = (node: Run) => {
-  const { env, limits, security, ssh = {}, user } = node.options
-  const [agent] = Object.keys(ssh)
+  const { env, limits, security, user } = node.options
+  const [agent] = node.agents
   return {
-    env: { ...env, ...(agent === undefined ? {} : { SSH_AUTH_SOCK: agent }), ...secrets.variablesOf(node) },
+    env: {
+      ...env,
+      ...(agent === undefined ? {} : { SSH_AUTH_SOCK: agent.target }),
+      ...secrets.variablesOf(node)
+    },
     limits,
     user,
     ...(security === "insecure" ? insecure : {})
@@ -73,7 +73,7 @@ const execute = (
   { berth, numbers, options: given, tell }: Evaluation,
   node: Run,
   image: Image,
-  seen: ReadonlyArray<Image>,
+  seen: Seen,
   volumes: ReadonlyArray<string>,
   key: string
 ): Effect.Effect<Image, BerthError, Berth> =>
@@ -140,23 +140,23 @@ const execute = (
 
 /**
  * What a command sees of its image's configuration and of its options; not the values of secrets, nor the contents of caches. `seen` are
- * the images of its binds, whose layers say what the files are.
+ * the builds whose files it sees; their layers say what the files are.
  */
-export const run = (evaluation: Evaluation, node: Run, image: Image, seen: ReadonlyArray<State>): Made => {
+export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Seen): Made => {
   const {
     env = {},
     mounts = [],
     network = evaluation.options.network,
     security = "sandbox",
-    ssh = {},
     user
   } = node.options
   const { environment, user: ownUser, workingDirectory } = image.config
   const shown = typeof network === "string" || network === undefined ? (network ?? "none") : "a network"
-  const binds = node.binds.map(({ path, target, writable }, k) => {
-    const { identity, image } = seen[k]!
-    return { path, target, writable, identity, layers: Kept.relative(evaluation.berth, image.layers) }
-  })
+  const its = ({ from, path }: Shown) => ({ path, ...filesOf(evaluation.berth, seen.get(from)!) })
+  const binds = [
+    ...node.binds.map((bind) => ({ ...its(bind), target: bind.target, writable: bind.writable })),
+    ...node.caches.flatMap(({ base, target }) => (base === undefined ? [] : [{ ...its(base), target }]))
+  ]
   return {
     key: [
       "run",
@@ -169,19 +169,12 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Reado
       secrets.placesOf(node),
       mounts,
       binds,
-      [security, Object.keys(ssh)]
+      [security, agents.placesOf(node)]
     ],
     files: new Map(binds.map((bind) => [bind.target, JSON.stringify(bind)])),
     make: (key) =>
-      caches.holding(evaluation.berth, node, (volumes) =>
-        execute(
-          evaluation,
-          node,
-          image,
-          seen.map((state) => state.image),
-          volumes,
-          key
-        )
+      caches.holding(evaluation.berth, node, seen, (volumes) =>
+        execute(evaluation, node, image, seen, volumes, key)
       )
   }
 }

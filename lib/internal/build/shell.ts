@@ -8,15 +8,15 @@ import type { Shell, ShellOptions } from "../../Build.ts"
 import * as Container from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import type { Evaluation, State } from "./evaluate.ts"
+import type { Evaluation, Seen, State } from "./evaluate.ts"
 import type { Node } from "./node.ts"
 import * as running from "./run.ts"
 
-/** A step that failed, with the image before it, and those of its binds. */
+/** A step that failed, with the image before it, and what its command sees. */
 interface Failed {
   readonly node: Node
   readonly image: Image
-  readonly seen: ReadonlyArray<Image>
+  readonly seen: Seen
 }
 
 /** How the command of a step would be started. */

@@ -16,9 +16,12 @@ const UNSUPPORTED =
 /** A folder, by a path that begins at the folder of the file, or the address of a git repository. */
 const readContext = (node: Node, values: Values, folder: string): string => {
   const given = values.text(node)
-  if (/^https?:/.test(given) && isRepository(given)) return given
-  if (/^[a-z]+:\/\/|^git@|^github\.com\//.test(given))
-    unsupported(node.at, "give the address of a git repository as https://HOST/PATH.git, or a folder")
+  if (isRepository(given) && !/^git:/i.test(given)) return given
+  if (/^[a-z]+:\/\/|^github\.com\//.test(given))
+    unsupported(
+      node.at,
+      "give the address of a git repository as https://HOST/PATH.git or ssh://USER@HOST/PATH, or a folder"
+    )
   return path.resolve(folder, given)
 }
 
@@ -70,9 +73,14 @@ export const readBuild = (node: Node, context: ServiceContext, tag: string | und
             values
               .pairs(value)
               .map(([name, given, at]) =>
-                given === undefined || /^(docker-image|oci-layout|service|target):/.test(given)
-                  ? only(at.at, "a folder or a git repository")
-                  : [name, isRepository(given) ? given : path.resolve(folder, given)]
+                given === undefined || /^(oci-layout|service|target):/.test(given)
+                  ? only(at.at, "a folder, a git repository or docker-image://NAME")
+                  : [
+                      name,
+                      isRepository(given) || given.startsWith("docker-image://")
+                        ? given
+                        : path.resolve(folder, given)
+                    ]
               )
           )
         ),

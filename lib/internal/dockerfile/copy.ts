@@ -3,8 +3,8 @@
 import { changeOf } from "../build/mode.ts"
 import type { Copy, Git, Node, Part } from "../build/node.ts"
 import { nameOf } from "../build/remote.ts"
-import { COMMIT, isRepository, parse } from "../util/gitAddress.ts"
-import type { Sources } from "./mounts.ts"
+import { COMMIT, isRepository, parse, serverOf } from "../util/gitAddress.ts"
+import { checkFrom, type Sources } from "./mounts.ts"
 import { flagsOf, Unsupported } from "./options.ts"
 import { type Instruction, SyntaxFailure } from "./parse.ts"
 import type { Surroundings } from "./stage.ts"
@@ -16,23 +16,27 @@ const OF_ADD = [...BOTH, "checksum", "keep-git-dir", "unpack"]
 
 const isAddress = (source: string): boolean => /^https?:\/\//i.test(source)
 
-/** The files of a repository, for whose host the caller may have given a token as a secret. Throws `SyntaxFailure` and `Unsupported`. */
+/** The files of a repository, for whose host the caller may have given a token as a secret, or an SSH agent. Throws `SyntaxFailure` and `Unsupported`. */
 export const gitOf = (
   address: string,
-  secrets: Sources["secrets"],
+  { knownHosts, secrets, ssh }: Pick<Sources, "knownHosts" | "secrets" | "ssh">,
   line: number,
   {
     checksum,
     keepGitDir = false
   }: { readonly checksum?: string | undefined; readonly keepGitDir?: boolean } = {}
 ): Git => {
-  if (!isAddress(address))
-    throw new Unsupported(`${address}: repositories are had by HTTP alone: give its https:// address`)
+  if (/^git:/i.test(address))
+    throw new Unsupported(
+      `${address}: git:// is neither encrypted nor authenticated: give its https:// or ssh:// address`
+    )
   const parsed = parse(address)
   if (typeof parsed === "string") throw new SyntaxFailure(line, parsed)
-  const secret = `GIT_AUTH_TOKEN.${new URL(parsed.url).hostname}`
-  const token = Object.hasOwn(secrets, secret) ? secrets[secret] : undefined
-  return { _tag: "Git", ...parsed, keepGitDir, submodules: undefined, checksum, token }
+  const { hostname, protocol } = serverOf(parsed.url)
+  const secret = `GIT_AUTH_TOKEN.${hostname}`
+  const token = protocol !== "ssh:" && Object.hasOwn(secrets, secret) ? secrets[secret] : undefined
+  const agent = Object.hasOwn(ssh, "default") ? ssh.default : undefined
+  return { _tag: "Git", ...parsed, keepGitDir, submodules: undefined, checksum, token, agent, knownHosts }
 }
 
 /** The step of an instruction. Throws `SyntaxFailure`, `WordFailure` and `Unsupported`. */
@@ -74,9 +78,12 @@ export const copyOf = (
     )
   const checksum = valueOf("checksum")
   if (checksum !== undefined) {
-    if (sources.length !== 1 || given.length !== 1 || !isAddress(sources[0]!))
-      throw new SyntaxFailure(line, "--checksum needs one source, which is an HTTP address")
-    const isCommit = isRepository(sources[0]!)
+    const isCommit = sources.some(isRepository)
+    if (sources.length !== 1 || given.length !== 1 || !(isAddress(sources[0]!) || isCommit))
+      throw new SyntaxFailure(
+        line,
+        "--checksum needs one source, which is an HTTP address or a git repository"
+      )
     if (!(isCommit ? COMMIT : /^sha256:[0-9a-f]{64}$/).test(checksum))
       throw new SyntaxFailure(
         line,
@@ -87,13 +94,14 @@ export const copyOf = (
   if (flags.one("keep-git-dir") !== undefined && !sources.some(isRepository))
     throw new SyntaxFailure(line, "--keep-git-dir needs the address of a git repository")
   const from = flags.one("from")
+  checkFrom(from, line)
   const origin = from === undefined ? around.context : around.sourceOf(from, line)
   const parts: Array<Part> = []
   for (const source of sources) {
     if (isRepository(source)) {
       if (!isAdd) throw new SyntaxFailure(line, `COPY ${source}: a repository needs ADD`)
       const options = { checksum, keepGitDir: isOn("keep-git-dir", false) }
-      parts.push({ from: gitOf(source, around.secrets, line, options), paths: ["."], unpack: false })
+      parts.push({ from: gitOf(source, around, line, options), paths: ["."], unpack: false })
       continue
     }
     if (isAddress(source)) {

@@ -7,6 +7,7 @@ import { type BerthError, BuildFailed, InvalidOption } from "../../BerthError.ts
 import type { Build, DockerfileOptions } from "../../Build.ts"
 import * as Image from "../../Image.ts"
 import { gitBuild, isBuild, local, of } from "../build/build.ts"
+import { baseOf } from "../build/evaluate.ts"
 import { DiskFull, diskDetail, inPlace } from "../build/failure.ts"
 import type { Context, From, Node } from "../build/node.ts"
 import { rawConfigOf } from "../image/derive.ts"
@@ -127,6 +128,9 @@ const attemptAt = <A>(
   evaluate: () => A
 ): Effect.Effect<A, BerthError> => Effect.try({ try: evaluate, catch: failedAt(file, text, line) })
 
+/** A named context that is an image. */
+const DOCKER_IMAGE = "docker-image://"
+
 /** A folder with texts as its files, for here-documents. Equal texts have one folder. */
 const textsIn =
   (berth: Berth) =>
@@ -146,10 +150,46 @@ const textsIn =
     return { _tag: "Context", folder, ignore: [] }
   }
 
+const strings = (value: unknown): ReadonlyArray<string> | undefined =>
+  Array.isArray(value) && value.every((item) => typeof item === "string") ? value : undefined
+
+interface Inherited {
+  readonly environment: Readonly<Record<string, string>>
+  readonly onBuild: ReadonlyArray<string>
+  readonly shell: ReadonlyArray<string> | undefined
+}
+
+/** What a build's configuration says for instructions that follow it. No step runs for it. */
+const inherited = (last: Node, options: DockerfileOptions): Effect.Effect<Inherited, BerthError, Berth> => {
+  const configOf = (
+    node: Node
+  ): Effect.Effect<
+    { config: Image.ImageConfig; raw: Readonly<Record<string, unknown>> },
+    BerthError,
+    Berth
+  > =>
+    node._tag === "From"
+      ? Effect.gen(function* () {
+          const base = yield* baseOf(node, options)
+          const environment = { ...base.config.environment, ...node.environment }
+          return { config: { ...base.config, environment }, raw: yield* rawConfigOf(base) }
+        })
+      : Effect.map(configOf(node.parent), ({ config, raw }) =>
+          node._tag === "Configure"
+            ? { config: { ...config, ...node.change(config) }, raw: { ...raw, ...node.raw } }
+            : { config, raw }
+        )
+  return Effect.map(configOf(last), ({ config: { environment }, raw }) => ({
+    environment,
+    onBuild: strings(raw.OnBuild) ?? [],
+    shell: strings(raw.Shell)
+  }))
+}
+
 export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const { allow = [], args = {}, contexts = {}, secrets = {}, ssh = {}, target } = options
+    const { allow = [], args = {}, contexts = {}, knownHosts, secrets = {}, ssh = {}, target } = options
     const platform = yield* parsePlatform(options.platform)
     const { context, file, text } = yield* originOf(options)
     const { escape, instructions } = yield* attemptAt(file, "read", 1, () => parse(text))
@@ -184,8 +224,11 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
       })
     }
 
-    const contextOf = (of: string | Build, line: number): Context | Node =>
-      isBuild(of) ? of.node : isRepository(of) ? gitBuild(gitOf(of, secrets, line)).node : local(of)
+    const contextOf = (of: string | Build, line: number): Context | Node => {
+      if (isBuild(of)) return of.node
+      if (of.startsWith(DOCKER_IMAGE)) return { _tag: "From", source: of.slice(DOCKER_IMAGE.length) }
+      return isRepository(of) ? gitBuild(gitOf(of, { knownHosts, secrets, ssh }, line)).node : local(of)
+    }
 
     const sourceOf =
       (index: number) =>
@@ -193,7 +236,7 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
         const number = /^\d+$/.test(name) ? Number(name) : earlier(name, index)
         if (number >= 0 && number < index) return made.get(number)!.node
         if (Object.hasOwn(contexts, name)) return contextOf(contexts[name]!, line)
-        if (/^\d+$/.test(name) || headers[index]!.name === name.toLowerCase())
+        if (/^\d+$/.test(name) || headers.some((header) => header.name === name.toLowerCase()))
           throw new SyntaxFailure(line, `--from=${name}: there is no earlier stage ${name}`)
         return { _tag: "From", source: name }
       }
@@ -202,6 +245,7 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
     const beginning = (index: number): Effect.Effect<Stage, BerthError, Berth> =>
       Effect.gen(function* () {
         const { line, platform, source: name } = headers[index]!
+        const from = { text: `FROM ${name}`, place: `${file}:${line}` }
         const number = earlier(name, index)
         if (number >= 0) {
           const { environment, node, onBuild, shell } = made.get(number)!
@@ -209,7 +253,8 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
         }
         if (Object.hasOwn(contexts, name)) {
           const of = yield* attemptAt(file, `FROM ${name}`, line, () => contextOf(contexts[name]!, line))
-          if (of._tag !== "Context") return stageOf(of, {})
+          if (of._tag !== "Context")
+            return stageOf(of, yield* Effect.mapError(inherited(of, options), inPlace(from)))
           const wrong = new SyntaxFailure(
             line,
             `FROM ${name}: the context of that name is a folder, not a build`
@@ -220,18 +265,12 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
           const environment = { PATH: defaultPath }
           return stageOf({ _tag: "From", source: Image.scratch, environment, platform }, { environment })
         }
-        const from = { text: `FROM ${name}`, place: `${file}:${line}` }
         const image = yield* Image.get(name, {
           pull: options.pull,
           platform: platform ?? options.platform
         }).pipe(Effect.mapError(inPlace(from)))
-        const raw = yield* rawConfigOf(image)
-        const strings = (value: unknown): ReadonlyArray<string> | undefined =>
-          Array.isArray(value) && value.every((item) => typeof item === "string") ? value : undefined
         const node: From = { _tag: "From", source: image }
-        const { environment } = image.config
-        const onBuild = strings(raw.OnBuild) ?? []
-        return stageOf(node, { environment, onBuild, shell: strings(raw.Shell) })
+        return stageOf(node, yield* inherited(node, options))
       })
 
     const build = (index: number): Effect.Effect<void, BerthError, Berth> =>
@@ -247,6 +286,7 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
           globals,
           secrets,
           ssh,
+          knownHosts,
           allow: new Set([...allow, ...(options.network === "host" ? ["network.host"] : [])]),
           texts: textsIn(berth),
           sourceOf: sourceOf(index)

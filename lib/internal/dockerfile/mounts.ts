@@ -4,8 +4,8 @@ import { posix } from "node:path"
 import type { SecretOptions } from "../../Build.ts"
 import type { Tmpfs } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
-import { bindOf } from "../build/build.ts"
-import type { Bind, Cache, Context, Node, Secret } from "../build/node.ts"
+import { shownOf } from "../build/build.ts"
+import type { Agent, Bind, Cache, Context, Node, Secret } from "../build/node.ts"
 import { Unsupported } from "./options.ts"
 import { SyntaxFailure } from "./parse.ts"
 
@@ -27,7 +27,9 @@ export interface Sources {
   readonly context: Context | Node
   readonly secrets: Readonly<Record<string, SecretOptions["value"]>>
   /** The sockets of SSH agents, by their ids. */
-  readonly ssh: Readonly<Record<string, string>>
+  readonly ssh: Readonly<Record<string, string | undefined>>
+  /** The keys of SSH servers, as in a known_hosts. */
+  readonly knownHosts: string | undefined
   /** The source of `from`: an earlier stage, a named context or an image. */
   readonly sourceOf: (name: string, line: number) => Context | Node
 }
@@ -37,7 +39,7 @@ export interface Mounts {
   readonly mounts: Array<Tmpfs>
   readonly caches: Array<Cache>
   readonly secrets: Array<Secret>
-  readonly ssh: Record<string, string>
+  readonly agents: Array<Agent>
 }
 
 /** The name of a cache that has a path or any other text as its id. */
@@ -49,18 +51,28 @@ const cacheName = (id: string): string => {
 
 const CACHE_NAME_MAX = 64
 
+const SOURCE = ["from", "source", "src"]
+
 const TARGETS = ["target", "dst", "destination"]
 
-/** The mounts by their texts. Throws `SyntaxFailure` and `Unsupported`. */
+/** As in Docker, a variable there would hide which stages are needed. */
+export const checkFrom = (from: string | undefined, line: number): void => {
+  if (from?.includes("$") === true)
+    throw new SyntaxFailure(line, `from=${from} has no variables: name a stage after FROM, which has them`)
+}
+
+/** The mounts by their texts, in which variables are expanded by `expand`. Throws `SyntaxFailure` and `Unsupported`. */
 export const mountsOf = (
   texts: ReadonlyArray<string>,
   around: Sources,
   line: number,
-  place: string
+  place: string,
+  expand: (text: string) => string
 ): Mounts => {
-  const made: Mounts = { binds: [], mounts: [], caches: [], secrets: [], ssh: {} }
+  const made: Mounts = { binds: [], mounts: [], caches: [], secrets: [], agents: [] }
   for (const text of texts) {
-    const fields = fieldsOf(text)
+    checkFrom(fieldsOf(text).get("from"), line)
+    const fields = fieldsOf(expand(text))
     const type = fields.get("type") ?? "bind"
     const known = (...names: ReadonlyArray<string>): void => {
       for (const name of fields.keys())
@@ -90,25 +102,28 @@ export const mountsOf = (
       gid: number("gid", /^\d{1,9}$/, 10, "the number of a group"),
       mode: number("mode", /^[0-7]{1,5}$/, 8, "a mode in octal digits")
     })
+    const from = fields.get("from")
+    const path = fields.get("source") ?? fields.get("src")
     switch (type) {
       case "bind": {
-        known("from", "source", "src", "rw", "readwrite", "ro", "readonly")
+        known(...SOURCE, "rw", "readwrite", "ro", "readonly")
         const isReadOnly = isOn("ro", "readonly")
         const writable = isOn("rw", "readwrite") && !isReadOnly
-        const from = fields.get("from")
-        const path = fields.get("source") ?? fields.get("src") ?? "/"
         const source = from === undefined ? around.context : around.sourceOf(from, line)
-        made.binds.push(bindOf(source, path, { target: target(), writable }, place))
+        made.binds.push({ ...shownOf(source, path ?? "/", place), target: target(), writable })
         break
       }
       case "cache": {
-        known("id", "sharing", "uid", "gid", "mode", "rw", "readwrite", "ro", "readonly")
+        known(...SOURCE, "id", "sharing", "uid", "gid", "mode", "rw", "readwrite", "ro", "readonly")
+        if (path !== undefined && from === undefined)
+          throw new SyntaxFailure(line, `--mount=${text}: source needs from`)
         const sharing = fields.get("sharing") ?? "shared"
         if (sharing !== "shared" && sharing !== "private" && sharing !== "locked")
           throw new SyntaxFailure(line, `--mount=${text}: sharing is shared, private or locked`)
         const readOnly = isOn("ro", "readonly") && !isOn("rw", "readwrite")
         const name = cacheName(fields.get("id") ?? posix.resolve("/", target()))
-        made.caches.push({ target: target(), name, sharing, readOnly, ...owned() })
+        const base = from === undefined ? undefined : shownOf(around.sourceOf(from, line), path ?? "/", place)
+        made.caches.push({ target: target(), name, sharing, readOnly, base, ...owned() })
         break
       }
       case "tmpfs":
@@ -122,25 +137,23 @@ export const mountsOf = (
         const env = fields.get("env")
         if (env !== undefined && !/^[A-Za-z_]\w*$/.test(env))
           throw new SyntaxFailure(line, `--mount=${text}: env is the name of a variable`)
-        const owner = owned()
+        const [owner, isRequired] = [owned(), isOn("required")]
         const value = Object.hasOwn(around.secrets, id) ? around.secrets[id] : undefined
         if (value !== undefined) made.secrets.push({ name: id, value, target: given, env, ...owner })
-        else if (isOn("required")) throw new Unsupported(`the secret ${id} is required: give it in secrets`)
+        else if (isRequired) throw new Unsupported(`the secret ${id} is required: give it in secrets`)
         break
       }
       case "ssh": {
         known("id", "required", "uid", "gid", "mode")
-        for (const [name, only] of Object.entries({ uid: /^0$/, gid: /^0$/, mode: /^0?600$/ }))
-          if (fields.has(name) && !only.test(fields.get(name)!))
-            throw new Unsupported(
-              `--mount: ${name}=${fields.get(name)} of type=ssh is not supported: only root can use the socket`
-            )
         const id = fields.get("id") ?? "default"
+        const isRequired = isOn("required")
         const socket = Object.hasOwn(around.ssh, id) ? around.ssh[id] : undefined
         if (socket === undefined) {
-          if (isOn("required"))
-            throw new Unsupported(`the SSH agent ${id} is required: give its socket in ssh`)
-        } else made.ssh[given ?? `/run/buildkit/ssh_agent.${Object.keys(made.ssh).length}`] = socket
+          if (isRequired) throw new Unsupported(`the SSH agent ${id} is required: give its socket in ssh`)
+        } else {
+          const target = given ?? `/run/buildkit/ssh_agent.${made.agents.length}`
+          made.agents.push({ target, socket, ...owned() })
+        }
         break
       }
       default:

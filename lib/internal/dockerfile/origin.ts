@@ -85,9 +85,9 @@ const without = (from: Node, ignore: ReadonlyArray<string>): Node => ({
 
 const inRepository = (options: DockerfileOptions): Effect.Effect<Origin, BerthError, Berth> =>
   Effect.gen(function* () {
-    const { file = "Dockerfile", secrets = {} } = options
+    const { file = "Dockerfile", knownHosts, secrets = {}, ssh = {} } = options
     const git = yield* Effect.try({
-      try: () => gitOf(options.context, secrets, 1),
+      try: () => gitOf(options.context, { knownHosts, secrets, ssh }, 1),
       catch: wrong("context", "a text that is not shown", "the address of a git repository")
     })
     // The Dockerfile and the files are those of one commit.

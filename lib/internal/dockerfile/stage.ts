@@ -114,11 +114,12 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
     }
     if (security === "insecure") allowed("security.insecure", "--security=insecure")
     if (network === "host") allowed("network.host", "--network=host")
-    const { binds, caches, mounts, secrets, ssh } = mountsOf(
-      flags.all("mount").map(expand),
+    const { agents, binds, caches, mounts, secrets } = mountsOf(
+      flags.all("mount"),
       around,
       line,
-      place
+      place,
+      expand
     )
     const declared = [...stage.declared].filter((pair): pair is [string, string] => pair[1] !== undefined)
     const given = proxies.flatMap((name) =>
@@ -146,13 +147,13 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
       options: {
         env,
         mounts: [...mounts, ...files],
-        ssh,
         security,
         ...(network === "none" || network === "host" ? { network } : {})
       },
       binds,
       caches,
       secrets,
+      agents,
       text,
       place
     }

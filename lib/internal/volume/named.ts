@@ -12,6 +12,7 @@ import { withFolderLock } from "../disk/fileLock.ts"
 import { storageDetail } from "../disk/files.ts"
 import { removeTree } from "../layer/sweep.ts"
 import { isAlive } from "../store/leases.ts"
+import { attempt } from "../util/fromThrowing.ts"
 import { list, read } from "../util/readFile.ts"
 import { invalid } from "../util/validate.ts"
 import { format } from "./image.ts"
@@ -92,12 +93,13 @@ export const propertiesOf = (berth: Berth, name: string): Properties | undefined
   return { size: value.size, from: value.from }
 }
 
-/** Makes the folder of a volume; it appears complete or not at all. */
+/** Makes the folder of a volume; it appears complete or not at all. With `fill`, which writes its first files, the caller has no lock. */
 export const create = (
   berth: Berth,
   name: string,
   { from, size }: Properties,
-  mode: number
+  mode: number,
+  fill?: (folder: string) => Effect.Effect<void, BerthError>
 ): Effect.Effect<void, BerthError> => {
   const made = `${berth.supervisor.folder}/made-${berth.supervisor.nextId()}`
   const folders = { data: mode, work: 0o700 }
@@ -114,9 +116,31 @@ export const create = (
     })
     if (size !== undefined)
       yield* format({ folder: made, path: `${made}/image`, bytes: size, folders, durable: true })
-    yield* onDisk(made, () => fs.renameSync(made, pathOf(berth, name)))
-  }).pipe(Effect.ensuring(Effect.sync(() => fs.rmSync(made, { recursive: true, force: true }))))
+    const place = onDisk(made, () => fs.renameSync(made, pathOf(berth, name)))
+    if (fill === undefined) return yield* place
+    yield* fill(`${made}/files/data`)
+    yield* locked(berth)(place)
+  }).pipe(
+    Effect.ensuring(
+      // Without root, files can have several ids.
+      Effect.suspend(() => (fs.existsSync(made) ? Effect.ignore(removeTree(berth, made)) : Effect.void))
+    )
+  )
 }
+
+/** Makes a volume whose first files `fill` writes into a folder, unless there is one of this name; for one caller at a time. */
+export const filledVolume = (
+  berth: Berth,
+  name: string,
+  fill: (folder: string) => Effect.Effect<void, BerthError>
+): Effect.Effect<void, BerthError> =>
+  Effect.flatMap(
+    attempt(() => propertiesOf(berth, checkName(name))),
+    (there) =>
+      there === undefined
+        ? create(berth, name, { size: undefined, from: undefined }, 0o700, fill)
+        : Effect.void
+  )
 
 const recordOf = (state: string, name: string): string => `${state}/volume-${name}.json`
 
