@@ -79,7 +79,7 @@ const makeIsal = (cpu, sysroot) => {
   run("tar", ["-xf", `${sysroot}/${source}`, "-C", folder, "--strip-components=1"])
   const { assembler, compiler } = processors[cpu]
   const options = ["--jobs=2", "--silent", "--file=Makefile.unx", "units=igzip crc"]
-  run("make", [...options, `CC=${compiler}-gcc`, `AR=${compiler}-ar`, ...assembler, "lib"], folder)
+  run("make", [...options, `CC=${compiler}-gcc --sysroot=${sysroot}`, `AR=${compiler}-ar`, ...assembler, "lib"], folder)
 }
 
 /** The folder of the headers and libraries of one kind of machine. */

@@ -94,7 +94,7 @@ describe("what an import loads", () => {
     skip: "Deno" in globalThis || "Bun" in globalThis ? "only Node reports the limit" : whyNoContainers
   }, async () => {
     const { args, command } = commandOf("exhausted.ts", [])
-    const child = spawn("sh", ["-c", 'ulimit -n 64 && exec "$@"', "sh", command, ...args], { cwd: root })
+    const child = spawn("sh", ["-c", 'ulimit -n 256 && exec "$@"', "sh", command, ...args], { cwd: root })
     const { code, stderr, stdout } = await ended(child)
     assert.equal(code, 0, stderr)
     assert.match(stdout, /^OperationFailed .*\.(js|ts): open: EMFILE \(/)
