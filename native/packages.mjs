@@ -12,11 +12,15 @@ const own = JSON.parse(fs.readFileSync(`${root}package.json`, "utf8"))
 
 /** Node's name of a processor → Debian's and the compiler's, and what builds ISA-L's assembler files. */
 const processors = {
-  x64: { debian: "amd64", compiler: "x86_64-linux-gnu", assembler: ["AS=nasm", "host_cpu=x86_64"] },
+  x64: { debian: "amd64", compiler: "x86_64-linux-gnu", assembler: () => ["AS=nasm", "host_cpu=x86_64"] },
   arm64: {
     debian: "arm64",
     compiler: "aarch64-linux-gnu",
-    assembler: ["AS=aarch64-linux-gnu-gcc -D__ASSEMBLY__", "host_cpu=aarch64", "arch=aarch64"]
+    assembler: (sysroot) => [
+      `AS=aarch64-linux-gnu-gcc --sysroot=${sysroot} -D__ASSEMBLY__`,
+      "host_cpu=aarch64",
+      "arch=aarch64"
+    ]
   }
 }
 
@@ -79,7 +83,8 @@ const makeIsal = (cpu, sysroot) => {
   run("tar", ["-xf", `${sysroot}/${source}`, "-C", folder, "--strip-components=1"])
   const { assembler, compiler } = processors[cpu]
   const options = ["--jobs=2", "--silent", "--file=Makefile.unx", "units=igzip crc"]
-  run("make", [...options, `CC=${compiler}-gcc --sysroot=${sysroot}`, `AR=${compiler}-ar`, ...assembler, "lib"], folder)
+  const tools = [`CC=${compiler}-gcc --sysroot=${sysroot}`, `AR=${compiler}-ar`, ...assembler(sysroot)]
+  run("make", [...options, ...tools, "lib"], folder)
 }
 
 /** The folder of the headers and libraries of one kind of machine. */
