@@ -198,10 +198,11 @@ const held = (
     const released = yield* Deferred.make<void>()
     session.held.set(id, {
       process,
+      // A client that is lost while it waits for this leaves nothing half released.
       release: Effect.suspend(() => {
         const first = session.held.delete(id)
         return first ? Effect.intoDeferred(Scope.close(scope, Exit.void), released) : Deferred.await(released)
-      })
+      }).pipe(Effect.uninterruptible)
     })
     yield* Scope.extend(also(process), scope)
     yield* Effect.flatMap(told, (end) => Queue.offer(session.ends, end)).pipe(
