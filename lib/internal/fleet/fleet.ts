@@ -236,7 +236,10 @@ const pullOn = (
     (link) =>
       Effect.map(
         link.call((calls) => calls.pull({ reference, platform })),
-        remoteImage
+        ({ room, ...image }) => {
+          link.setRoom(room)
+          return remoteImage(image)
+        }
       )
   )
 

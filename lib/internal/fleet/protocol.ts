@@ -160,7 +160,7 @@ export const Rpcs = RpcGroup.make(
   Rpc.make("containers", { success: Schema.Array(RunningContainer), error: Failure }),
   Rpc.make("pull", {
     payload: { reference: Text, platform: Schema.UndefinedOr(Text) },
-    success: PulledImage,
+    success: Schema.Struct({ ...PulledImage.fields, room: Room }),
     error: Failure
   }),
   /** Makes an image of a container's files, and sends it to the registry of the reference. */

@@ -258,7 +258,7 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
             yield* Policy.admitImage(policy, reference)
             const image = yield* reference === "host" ? Image.host : Image.pull(reference, { platform })
             if (image.digest !== undefined) yield* Room.hasImage(rooms, image.digest)
-            return pulled(image)
+            return { ...pulled(image), room: yield* SubscriptionRef.get(rooms) }
           })
         ),
         commit: withContainer((container, { options, reference }) =>
