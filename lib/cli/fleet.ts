@@ -155,15 +155,11 @@ const watch = (
       (all) => {
         for (const address of known.keys()) if (!all.includes(address)) known.delete(address)
         for (const address of all) if (!known.has(address)) known.set(address, { address, containers: [] })
-        return Stream.concat(
-          Stream.fromEffect(Effect.forEach(all, changesAt, { concurrency: "unbounded", discard: true })),
-          Stream.never
-        )
+        return Stream.fromEffect(Effect.forEach(all, changesAt, { concurrency: "unbounded", discard: true }))
       },
       { switch: true }
     ),
-    Stream.runDrain,
-    Effect.zipRight(Effect.never)
+    Stream.runDrain
   )
 }
 

@@ -7,12 +7,13 @@ import * as http from "node:http"
 import * as https from "node:https"
 import type { AddressInfo } from "node:net"
 import * as Effect from "effect/Effect"
-import { Berth, Build, Container, Image } from "../../lib/index.ts"
+import { Berth, Build } from "../../lib/index.ts"
 import { fetched, Unavailable } from "../../lib/internal/build/remote.ts"
+import { importBusybox, output } from "../support/busybox.ts"
 import { makeAuthority } from "../support/certificates.ts"
 import { failure, suite } from "../support/effect.ts"
 import { ended, program } from "../support/program.ts"
-import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
 import { waitUntil } from "../support/until.ts"
 
 const skip = { skip: whyNoBusybox }
@@ -21,8 +22,7 @@ const skip = { skip: whyNoBusybox }
 const contextOf = (name: string) =>
   Effect.gen(function* () {
     const { folder } = yield* Berth.Berth
-    if (!fs.existsSync(`${folder}/busybox`)) makeRoot(`${folder}/busybox`)
-    yield* Image.import(`${folder}/busybox`, { tag: "local/busybox" })
+    yield* importBusybox
     fs.mkdirSync(`${folder}/context-${name}`)
     return `${folder}/context-${name}`
   })
@@ -52,12 +52,6 @@ const serverOf = (answer: http.RequestListener) =>
     ),
     ({ server }) => Effect.promise(() => new Promise((resolve) => server.close(resolve)))
   )
-
-const output = (image: Image.Image, command: string) =>
-  Effect.map(Container.run(image, { command: ["sh", "-c", command] }), ({ exitCode, stderr, stdout }) => {
-    assert.equal(exitCode, 0, stderr)
-    return stdout
-  })
 
 suite("ADD", (effect, folder) => {
   effect(

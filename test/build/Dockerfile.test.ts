@@ -3,8 +3,9 @@ import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { Berth, Build, Container, Image, Volume } from "../../lib/index.ts"
+import { importBusybox } from "../support/busybox.ts"
 import { failure, suite } from "../support/effect.ts"
-import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }
 
@@ -12,8 +13,7 @@ const skip = { skip: whyNoBusybox }
 const project = (name: string, dockerfile: string, files: Readonly<Record<string, string>> = {}) =>
   Effect.gen(function* () {
     const { folder } = yield* Berth.Berth
-    if (!fs.existsSync(`${folder}/busybox`)) makeRoot(`${folder}/busybox`)
-    yield* Image.import(`${folder}/busybox`, { tag: "local/busybox" })
+    yield* importBusybox
     const context = `${folder}/project-${name}`
     for (const [file, text] of Object.entries({ Dockerfile: dockerfile, ...files })) {
       fs.mkdirSync(`${context}/${file}`.replace(/[^/]*$/, ""), { recursive: true })

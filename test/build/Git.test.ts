@@ -6,10 +6,11 @@ import { inspect } from "node:util"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
-import { Berth, Build, Container, Image } from "../../lib/index.ts"
+import { Berth, Build, Image } from "../../lib/index.ts"
+import { importBusybox, output } from "../support/busybox.ts"
 import { failure, suite } from "../support/effect.ts"
 import { commit, git, gitServer, whyNoGit } from "../support/gitServer.ts"
-import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
 import { waitUntil } from "../support/until.ts"
 
 const skip = { skip: whyNoBusybox || whyNoGit }
@@ -18,17 +19,10 @@ const skip = { skip: whyNoBusybox || whyNoGit }
 const repositories = (name: string) =>
   Effect.gen(function* () {
     const { folder } = yield* Berth.Berth
-    if (!fs.existsSync(`${folder}/busybox`)) makeRoot(`${folder}/busybox`)
-    yield* Image.import(`${folder}/busybox`, { tag: "local/busybox" })
+    yield* importBusybox
     const at = `${folder}/repositories-${name}`
     fs.mkdirSync(`${at}/empty`, { recursive: true })
     return at
-  })
-
-const output = (image: Image.Image, command: string) =>
-  Effect.map(Container.run(image, { command: ["sh", "-c", command] }), ({ exitCode, stderr, stdout }) => {
-    assert.equal(exitCode, 0, stderr)
-    return stdout
   })
 
 suite("git repositories of a build", (effect, folder) => {

@@ -3,10 +3,11 @@ import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as Effect from "effect/Effect"
-import { Berth, Build, Container, Image } from "../../lib/index.ts"
+import { Berth, Build } from "../../lib/index.ts"
+import { importBusybox, output } from "../support/busybox.ts"
 import { failure, suite } from "../support/effect.ts"
 import { commit, git, whyNoGit } from "../support/gitServer.ts"
-import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
 import { sshAgent, sshServer, whyNoSshd } from "../support/ssh.ts"
 
 const skip = { skip: whyNoBusybox || whyNoGit || whyNoSshd }
@@ -17,8 +18,7 @@ const user = os.userInfo().username
 const served = (name: string) =>
   Effect.gen(function* () {
     const { folder } = yield* Berth.Berth
-    if (!fs.existsSync(`${folder}/busybox`)) makeRoot(`${folder}/busybox`)
-    yield* Image.import(`${folder}/busybox`, { tag: "local/busybox" })
+    yield* importBusybox
     const at = `${folder}/${name} of the test`
     fs.mkdirSync(`${at}/empty`, { recursive: true })
     const first = commit(`${at}/app.git`, {
@@ -31,12 +31,6 @@ const served = (name: string) =>
     const server = yield* sshServer(`${folder}/${name}-sshd`, agent)
     const encoded = `${at}/app.git`.replaceAll(" ", "%20")
     return { at, agent, server, first, url: `ssh://${user}@127.0.0.1:${server.port}${encoded}` }
-  })
-
-const output = (image: Image.Image, command: string) =>
-  Effect.map(Container.run(image, { command: ["sh", "-c", command] }), ({ exitCode, stderr, stdout }) => {
-    assert.equal(exitCode, 0, stderr)
-    return stdout
   })
 
 suite("git repositories by SSH", (effect, folder) => {

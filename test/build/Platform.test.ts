@@ -7,10 +7,11 @@ import { fileURLToPath } from "node:url"
 import * as Effect from "effect/Effect"
 import { Berth, Build, Image } from "../../lib/index.ts"
 import { asNobody, whyNotNobody } from "../support/asNobody.ts"
+import { importBusybox } from "../support/busybox.ts"
 import { failure, suite } from "../support/effect.ts"
 import { goArchitecture, otherArchitecture } from "../support/images.ts"
 import { commandOf } from "../support/program.ts"
-import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }
 
@@ -53,8 +54,7 @@ const whyNotEmulated: string | false =
 /** An empty context; the image `local/busybox` is in the store. */
 const emptyContext = Effect.gen(function* () {
   const { folder } = yield* Berth.Berth
-  if (!fs.existsSync(`${folder}/busybox`)) makeRoot(`${folder}/busybox`)
-  yield* Image.import(`${folder}/busybox`, { tag: "local/busybox" })
+  yield* importBusybox
   fs.mkdirSync(`${folder}/empty`, { recursive: true })
   return `${folder}/empty`
 })

@@ -2,9 +2,10 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import { Berth, Build, Container, Image, Mount } from "../../lib/index.ts"
+import { Berth, Build, Mount } from "../../lib/index.ts"
+import { importBusybox, output } from "../support/busybox.ts"
 import { failure, suite } from "../support/effect.ts"
-import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
 import { sshAgent, whyNoAgent } from "../support/ssh.ts"
 
 const skip = { skip: whyNoBusybox }
@@ -13,20 +14,13 @@ const skip = { skip: whyNoBusybox }
 const contextOf = (name: string, files: Readonly<Record<string, string>>) =>
   Effect.gen(function* () {
     const { folder } = yield* Berth.Berth
-    if (!fs.existsSync(`${folder}/busybox`)) makeRoot(`${folder}/busybox`)
-    yield* Image.import(`${folder}/busybox`, { tag: "local/busybox" })
+    yield* importBusybox
     const context = `${folder}/context-${name}`
     for (const [file, text] of Object.entries(files)) {
       fs.mkdirSync(`${context}/${file}`.replace(/[^/]*$/, ""), { recursive: true })
       fs.writeFileSync(`${context}/${file}`, text)
     }
     return context
-  })
-
-const output = (image: Image.Image, command: string) =>
-  Effect.map(Container.run(image, { command: ["sh", "-c", command] }), ({ exitCode, stderr, stdout }) => {
-    assert.equal(exitCode, 0, stderr)
-    return stdout
   })
 
 suite("mounts of RUN", (effect, folder) => {

@@ -5,26 +5,20 @@ import * as fs from "node:fs"
 import { inspect } from "node:util"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
-import { Berth, Build, Container, Image, Volume } from "../../lib/index.ts"
+import { Berth, Build, Image, Volume } from "../../lib/index.ts"
+import { importBusybox, output } from "../support/busybox.ts"
 import { failure, suite } from "../support/effect.ts"
-import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }
 
 /** An empty context; the image `local/busybox` is in the store. */
 const emptyContext = Effect.gen(function* () {
   const { folder } = yield* Berth.Berth
-  if (!fs.existsSync(`${folder}/busybox`)) makeRoot(`${folder}/busybox`)
-  yield* Image.import(`${folder}/busybox`, { tag: "local/busybox" })
+  yield* importBusybox
   fs.mkdirSync(`${folder}/empty`, { recursive: true })
   return `${folder}/empty`
 })
-
-const output = (image: Image.Image, command: string) =>
-  Effect.map(Container.run(image, { command: ["sh", "-c", command] }), ({ exitCode, stderr, stdout }) => {
-    assert.equal(exitCode, 0, stderr)
-    return stdout
-  })
 
 const removeCaches = Effect.flatMap(Volume.list, (volumes) =>
   Effect.forEach(volumes, ({ name }) => Volume.remove(name), { discard: true })

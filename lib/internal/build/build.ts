@@ -22,6 +22,7 @@ import type {
   Shell,
   ShellOptions
 } from "../../Build.ts"
+import type { Remote } from "../../BuildStep.ts"
 import type { Image, ImageConfig } from "../../Image.ts"
 import { scratch } from "../image/image.ts"
 import * as Store from "../store/store.ts"
@@ -29,7 +30,7 @@ import * as gits from "../util/gitAddress.ts"
 import { later } from "../util/later.ts"
 import { prints } from "../util/prints.ts"
 import type { Evaluation, State } from "./evaluate.ts"
-import type { Git, Node, Remote, Shown, Source } from "./node.ts"
+import type { Git, Node, Shown, Source } from "./node.ts"
 
 const evaluation = later(() => import("./evaluate.ts"))
 const caching = later(() => import("./cache.ts"))

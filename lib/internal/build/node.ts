@@ -2,24 +2,16 @@
 import type * as Effect from "effect/Effect"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
-import type { CacheOptions, CopyOptions, RunOptions, SecretOptions, SshOptions } from "../../Build.ts"
+import type {
+  CacheOptions,
+  Context,
+  CopyOptions,
+  Remote,
+  RunOptions,
+  SecretOptions,
+  SshOptions
+} from "../../BuildStep.ts"
 import type { Image, ImageConfig } from "../../Image.ts"
-
-/** A folder of the host whose files steps copy. */
-export interface Context {
-  readonly _tag: "Context"
-  readonly folder: string
-  /** Patterns of files that are no part of it, as in a .dockerignore. */
-  readonly ignore: ReadonlyArray<string>
-}
-
-/** A file at an HTTP address. */
-export interface Remote {
-  readonly _tag: "Remote"
-  readonly url: string
-  /** `sha256:HEX` */
-  readonly checksum: string | undefined
-}
 
 /** The files of a commit of a git repository. */
 export interface Git {

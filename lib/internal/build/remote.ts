@@ -4,9 +4,9 @@ import * as fs from "node:fs/promises"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
+import type { Remote } from "../../BuildStep.ts"
 import { fetch } from "../registry/proxy.ts"
 import { diskDetail } from "./failure.ts"
-import type { Remote } from "./node.ts"
 
 const REDIRECTS_MAX = 5
 const BYTES_MAX = 16 * 1024 ** 3

@@ -2,10 +2,11 @@
 import { createHash } from "node:crypto"
 import { posix } from "node:path"
 import type { SecretOptions } from "../../Build.ts"
+import type { Context } from "../../BuildStep.ts"
 import type { Tmpfs } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
 import { shownOf } from "../build/build.ts"
-import type { Agent, Bind, Cache, Context, Node, Secret } from "../build/node.ts"
+import type { Agent, Bind, Cache, Node, Secret } from "../build/node.ts"
 import { Unsupported } from "./options.ts"
 import { SyntaxFailure } from "./parse.ts"
 

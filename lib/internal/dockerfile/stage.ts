@@ -1,9 +1,10 @@
 /** One stage of a Dockerfile while its instructions become steps of a build. */
 import * as Duration from "effect/Duration"
+import type { Context } from "../../BuildStep.ts"
 import type { Healthcheck, ImageConfig } from "../../Image.ts"
 import type { File } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
-import type { Context, Node } from "../build/node.ts"
+import type { Node } from "../build/node.ts"
 import { copyOf } from "./copy.ts"
 import { mountsOf, type Sources } from "./mounts.ts"
 import { flagsOf, millisOf, Unsupported } from "./options.ts"
