@@ -8,8 +8,6 @@ import { run } from "berth/promise"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { build } from "esbuild"
-import { withoutSchemas } from "../.bundle.ts"
 import { podmanStarts } from "./rivals.ts"
 import {
   type Contender,
@@ -292,8 +290,11 @@ const roomOf = (module: string): string =>
 const loadsTable = (entry: string): Effect.Effect<string, Unmeasured> =>
   Effect.map(
     Effect.tryPromise({
-      try: () =>
-        build({
+      try: async () => {
+        // The other benchmarks also run in a machine that has no packages of npm.
+        const { build } = await import("esbuild")
+        const { withoutSchemas } = await import("../.bundle.ts")
+        return build({
           absWorkingDir: root,
           entryPoints: [entry],
           bundle: true,
@@ -306,7 +307,8 @@ const loadsTable = (entry: string): Effect.Effect<string, Unmeasured> =>
           metafile: true,
           logLevel: "silent",
           external: ["undici", "https-proxy-agent", "dbus-native", "cli-progress", "yaml"]
-        }),
+        })
+      },
       catch: unmeasured
     }),
     ({ metafile: { outputs } }) => {

@@ -68,6 +68,8 @@ export const bundle = async (
     banner: {
       js: 'import { createRequire as $createRequire } from "node:module"; const require = $createRequire(import.meta.url);'
     },
+    // They load parts that are not installed, and nothing that runs from a bundle imports them.
+    external: ["esbuild", "vite"],
     plugins: [sourceUrls(checkout, at), withoutUndici, libsqlFrom(at)],
     logLevel: "error"
   })
