@@ -205,6 +205,10 @@ export interface RunnerContainer {
  *
  * `Image.pull`, `Image.get`, `Container` and `WaitFor` work on a fleet. What needs this machine fails with `Unsupported`.
  *
+ * Effect's metrics tell of it: `berth.fleet.runners`, `berth.fleet.runners.lost` by runner, `berth.fleet.waiting`, the starts and pulls
+ * that wait for a runner with room, and `berth.fleet.start`, the time of starts in milliseconds. The spans of a runner are part of the
+ * program's trace.
+ *
  * Fails with `FleetError` if no runner answers, or refuses this program, or if the database does not answer (`Database`); and as `Berth.layer` for the runner in this program.
  *
  * @since 0.2.0
@@ -235,6 +239,9 @@ export interface Serving {
  * Serves this machine to the clients of a fleet until the scope closes. Each client has what it started for as
  * long as it renews its lease: a client that closes, breaks off or falls silent loses its containers, and a lease that has ended is never
  * renewed.
+ *
+ * Effect's metrics tell of it, tagged with the runner's name: `berth.runner.clients`, `.leases.ended`, `.containers`, `.memory.used` and
+ * `.memory.size` in bytes, `.cpus.used` and `.cpus.size`.
  *
  * Fails with `FleetError` if the address cannot be listened on (`Listen`) or the database does not answer (`Database`), and with `InvalidOption` for an address that others can reach
  * without a token or certificates.

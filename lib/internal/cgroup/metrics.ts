@@ -1,18 +1,13 @@
 /** Statistics at intervals, and as Effect's metrics. */
 import type * as Duration from "effect/Duration"
-import * as Effect from "effect/Effect"
-import * as Metric from "effect/Metric"
+import type * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import type { BerthError } from "../../BerthError.ts"
 import type { Cgroup, Stats } from "../../Cgroup.ts"
+import { type Gauge, gauge, setting } from "../util/gauges.ts"
 
-const gauge = (name: string, description: string, of: (stats: Stats) => number | undefined) => ({
-  metric: Metric.gauge(name, { description }),
-  of
-})
-
-const gauges = [
+const gauges: ReadonlyArray<Gauge<Stats>> = [
   gauge("berth.cgroup.memory.usage", "bytes in use", ({ memory }) => memory.current),
   gauge("berth.cgroup.memory.limit", "bytes that may be used", ({ memory }) => memory.limit),
   gauge(
@@ -31,27 +26,14 @@ const gauges = [
   )
 ]
 
-const record = (cgroup: Cgroup) => {
-  const tagged = gauges.map(({ metric, of }) => ({
-    metric: Metric.tagged(metric, "cgroup", cgroup.name),
-    of
-  }))
-  return (stats: Stats): Effect.Effect<void> =>
-    Effect.forEach(
-      tagged,
-      ({ metric, of }) => {
-        const value = of(stats)
-        return value === undefined ? Effect.void : Metric.set(metric, value)
-      },
-      { discard: true }
-    )
-}
-
 export const metrics = (
   cgroup: Cgroup,
   stats: Effect.Effect<Stats, BerthError>,
   every: Duration.DurationInput
 ): Stream.Stream<Stats, BerthError> =>
   Stream.suspend(() =>
-    Stream.tap(Stream.repeatEffectWithSchedule(stats, Schedule.fixed(every)), record(cgroup))
+    Stream.tap(
+      Stream.repeatEffectWithSchedule(stats, Schedule.fixed(every)),
+      setting(gauges, "cgroup", cgroup.name)
+    )
   )

@@ -14,6 +14,7 @@ import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import { NodeInspectSymbol } from "effect/Inspectable"
 import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
@@ -28,6 +29,7 @@ import type { Fleet } from "../util/elsewhere.ts"
 import { later } from "../util/later.ts"
 import * as Client from "./client.ts"
 import { CLIENT_BYTES_MAX, serialization } from "./frames.ts"
+import * as Metrics from "./metrics.ts"
 import * as plain from "./options.ts"
 import * as Place from "./place.ts"
 import type { Request } from "./policy.ts"
@@ -102,14 +104,15 @@ class Links implements Place.Runners {
   }
 
   add(link: Client.Link): Effect.Effect<void, never, Scope.Scope> {
-    const changeBy = (edit: () => unknown) =>
-      Effect.sync(() => {
+    const changeBy = (by: 1 | -1, edit: () => unknown) =>
+      Effect.suspend(() => {
         edit()
         this.wake()
+        return Metric.incrementBy(Metrics.runners, by)
       })
     return Effect.acquireRelease(
-      changeBy(() => this.all.add(link)),
-      () => changeBy(() => this.all.delete(link))
+      changeBy(1, () => this.all.add(link)),
+      () => changeBy(-1, () => this.all.delete(link))
     )
   }
 }
@@ -130,7 +133,9 @@ const keep = (
       const link = yield* Client.link(address, identity, links.wake)
       yield* links.add(link)
       yield* first(Effect.void)
-      return yield* Effect.catchAll(Deferred.await(link.lost), (error) => Effect.logDebug(error))
+      return yield* Effect.catchAll(Deferred.await(link.lost), (error) =>
+        Effect.zipRight(Metric.increment(Metrics.of(Metrics.lost, error.runner)), Effect.logDebug(error))
+      )
     })
   ).pipe(
     Effect.tapError((error) => first(Effect.fail(error))),
@@ -292,7 +297,7 @@ const berthOf = (links: Links): Berth.Berth => {
           },
           (link) => start(berth, link, image, sent, options)
         )
-      ),
+      ).pipe(Metric.trackDuration(Metrics.startTime)),
     ...seenOf(links)
   }
   const berth: Berth.Berth = Object.assign(Object.create(Proto), { fleet, rootless: false })

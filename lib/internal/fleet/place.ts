@@ -7,6 +7,7 @@ import type { BerthError } from "../../BerthError.ts"
 import { FleetError } from "../../FleetError.ts"
 import type { Placement } from "../../fleet.ts"
 import { isOver, type Link } from "./client.ts"
+import { whileWaiting } from "./metrics.ts"
 import type { Request } from "./policy.ts"
 import { missing } from "./room.ts"
 
@@ -78,12 +79,12 @@ export const place = <A, R>(
     let nobody = false
     const attempt: Effect.Effect<A, BerthError, R> = Effect.suspend(() => {
       // Before the rooms are read, so that no change is missed.
-      const change = runners.change()
+      const change = whileWaiting(Deferred.await(runners.change()))
       const all = runners.links().filter((link) => !isOver(link))
       const reasons = all.map((link) => `${link.description.name}: ${unfit(link, wanted, where) ?? ""}`)
       const fit = all.filter((link) => unfit(link, wanted, where) === undefined)
       nobody = all.length === 0
-      if (nobody) return Effect.zipRight(Deferred.await(change), attempt)
+      if (nobody) return Effect.zipRight(change, attempt)
       if (fit.length === 0)
         return fleetError("NoRunner", `no runner can take the container: ${reasons.join("; ")}`)
       const open = fit
@@ -92,7 +93,7 @@ export const place = <A, R>(
       // Another program may have taken the room that a runner told of.
       const next = (index: number): Effect.Effect<A, BerthError, R> =>
         index === open.length
-          ? Effect.zipRight(Deferred.await(change), attempt)
+          ? Effect.zipRight(change, attempt)
           : Effect.catchIf(
               counted(open[index]!, start),
               (error) =>

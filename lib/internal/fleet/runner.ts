@@ -23,6 +23,7 @@ import * as WaitFor from "../../WaitFor.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as validate from "../util/validate.ts"
 import { plainInfo } from "./files.ts"
+import * as Metrics from "./metrics.ts"
 import * as plain from "./options.ts"
 import * as Policy from "./policy.ts"
 import { type Description, type ImageName, Rpcs, type RunningContainer, VERSION } from "./protocol.ts"
@@ -157,10 +158,12 @@ export const make = (options: RunnerOptions): Effect.Effect<Runner, BerthError, 
   Effect.gen(function* () {
     const { cpus, memoryBytes } = yield* roomOf(options)
     const made = yield* description(options)
+    const rooms = yield* Room.make(memoryBytes, cpus)
+    yield* Effect.forkScoped(Stream.runForEach(rooms.changes, Metrics.settingRoom(made.name)))
     return {
       description: made,
       policy: yield* Policy.make(made.name, options.allow ?? {}),
-      rooms: yield* Room.make(memoryBytes, cpus),
+      rooms,
       sessions: new Sessions(made.name, made.leaseMillis)
     }
   })

@@ -2,12 +2,14 @@
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Metric from "effect/Metric"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import { type BerthError, ContainerError } from "../../BerthError.ts"
 import type { Container } from "../../Container.ts"
 import { FleetError, RunnerLost } from "../../FleetError.ts"
 import type { ExitStatus, Process } from "../../Process.ts"
+import * as Metrics from "./metrics.ts"
 import type { End } from "./protocol.ts"
 
 /** Where the bytes of `write` go. */
@@ -54,9 +56,11 @@ export class Sessions {
   private readonly over = new Set<number>()
   private readonly runner: string
   private readonly leaseMillis: number
+  private readonly clients: typeof Metrics.clients
 
   constructor(runner: string, leaseMillis: number) {
     this.runner = runner
+    this.clients = Metrics.of(Metrics.clients, runner)
     this.leaseMillis = leaseMillis
   }
 
@@ -96,12 +100,13 @@ export class Sessions {
               subject: `runner ${sessions.runner}`,
               detail: "this connection has a session already"
             })
-          return Effect.sync(() => sessions.all.set(connection, session))
+          sessions.all.set(connection, session)
+          return Metric.increment(sessions.clients)
         }),
         () =>
           Effect.zipRight(
             sessions.end(connection, session),
-            Effect.sync(() => sessions.forget(connection))
+            Effect.suspend(() => sessions.forget(connection))
           )
       )
       yield* Effect.forkScoped(sessions.watch(connection, session))
@@ -109,9 +114,10 @@ export class Sessions {
     })
   }
 
-  private forget(connection: number): void {
+  private forget(connection: number): Effect.Effect<void> {
     this.all.delete(connection)
     this.over.delete(connection)
+    return Metric.incrementBy(this.clients, -1)
   }
 
   renew(session: Session): void {
@@ -142,7 +148,10 @@ export class Sessions {
     return Effect.suspend(() => {
       const left = session.deadline - performance.now()
       return left <= 0
-        ? this.end(connection, session)
+        ? Effect.zipRight(
+            Metric.increment(Metrics.of(Metrics.leasesEnded, this.runner)),
+            this.end(connection, session)
+          )
         : Effect.zipRight(Effect.sleep(left), this.watch(connection, session))
     })
   }
