@@ -15,6 +15,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import { databaseCost } from "./fleetDatabase.ts"
 import { swarmService } from "./rivals.ts"
 import {
   build,
@@ -188,6 +189,13 @@ const measure = (rounds: number) =>
         ])
       ])}\n`
     )
+    yield* Effect.matchEffect(databaseCost, {
+      onFailure: ({ message }) => Console.log(`skipped: the database: ${message}`),
+      onSuccess: ({ read, write }) =>
+        Console.log(
+          `a Postgres with 1,000 runners: ${write.toFixed(0)} µs of a CPU for a runner's write, ${read.toFixed(0)} for a program's read; for 1,000 runners and 100 programs ${(((500 * write + 50 * read) / 1e6) * 100).toFixed(0)} % of a CPU\n`
+        )
+    })
     const killed = yield* detection(folder, "SIGKILL")
     const stopped = yield* detection(folder, "SIGSTOP")
     yield* Console.log(

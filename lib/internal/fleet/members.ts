@@ -22,13 +22,32 @@ const ALIVE_SECONDS = 10
 
 const ANSWER_MILLIS = 3000
 
-const table = (sql: SqlClient) => sql`
+export const table = (sql: SqlClient) => sql`
   create table if not exists berth_fleet_runners (
     address text primary key,
     name text not null,
     labels jsonb not null,
     heartbeat timestamptz not null
   )`
+
+/** What a runner writes each time. */
+export const beat = (
+  sql: SqlClient,
+  address: string,
+  { labels, name }: Pick<Description, "labels" | "name">
+): Effect.Effect<unknown, SqlError> => sql`
+  insert into berth_fleet_runners (address, name, labels, heartbeat)
+  values (${address}, ${name}, ${JSON.stringify(labels)}::jsonb, now())
+  on conflict (address) do update set name = excluded.name, labels = excluded.labels, heartbeat = now()`
+
+/** What a client reads each time: the addresses of the runners that are alive. */
+export const alive = (sql: SqlClient): Effect.Effect<ReadonlyArray<string>, SqlError> =>
+  Effect.map(
+    sql<{ readonly address: string }>`
+      select address from berth_fleet_runners
+      where heartbeat > now() - ${ALIVE_SECONDS} * interval '1 second' order by address`,
+    (rows) => rows.map(({ address }) => address)
+  )
 
 /** Asks a database again and again, on a connection that is made anew when it fails. Succeeds after the first answer. */
 const asking = (
@@ -72,7 +91,7 @@ const reached = (bound: Address): string =>
 export const register = (
   database: Url,
   bound: Address,
-  { labels, name }: Pick<Description, "labels" | "name">
+  runner: Pick<Description, "labels" | "name">
 ): Effect.Effect<void, BerthError, Scope.Scope> => {
   const address = reached(bound)
   const forget = Effect.scoped(
@@ -85,13 +104,7 @@ export const register = (
     Effect.addFinalizer(() =>
       forget.pipe(Effect.interruptible, Effect.disconnect, Effect.timeout(ANSWER_MILLIS), Effect.ignore)
     ),
-    asking(
-      database,
-      (sql) => sql`
-        insert into berth_fleet_runners (address, name, labels, heartbeat)
-        values (${address}, ${name}, ${JSON.stringify(labels)}::jsonb, now())
-        on conflict (address) do update set name = excluded.name, labels = excluded.labels, heartbeat = now()`
-    )
+    asking(database, (sql) => beat(sql, address, runner))
   )
 }
 
@@ -100,11 +113,4 @@ export const watch = (
   database: Url,
   found: (addresses: ReadonlyArray<string>) => Effect.Effect<void>
 ): Effect.Effect<void, BerthError, Scope.Scope> =>
-  asking(database, (sql) =>
-    Effect.flatMap(
-      sql<{ readonly address: string }>`
-        select address from berth_fleet_runners
-        where heartbeat > now() - ${ALIVE_SECONDS} * interval '1 second' order by address`,
-      (rows) => found(rows.map(({ address }) => address))
-    )
-  )
+  asking(database, (sql) => Effect.flatMap(alive(sql), found))
