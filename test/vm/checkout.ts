@@ -14,6 +14,9 @@ const compilers: Readonly<Record<Processor, string>> = {
   arm64: "aarch64-linux-gnu-gcc"
 }
 
+/** Programs that call the kernel as only one processor does. */
+const ofOne: Readonly<Record<string, Processor>> = { "abi.c": "x64", "machine.c": "arm64" }
+
 /** Whether a file is a program that is started in the machine. */
 const isProgram = (file: string): boolean =>
   /^test\/[^/]+\/[^/]+\.test\.ts$|^test\/support\/[^/]+\.ts$/.test(file) || file === "bench/index.ts"
@@ -36,9 +39,8 @@ export const pack = async (
   const files = listed.split("\0").filter((file) => file !== "" && fs.existsSync(`${checkout}/${file}`))
   const out = `${folder}/out`
   await bundle(checkout, files.filter(isProgram), "/berth", out)
-  // abi.c enters the kernel in the ways that only x64 has.
   const isSource = (file: string): boolean =>
-    /^test\/support\/[^/]+\.c$/.test(file) && (processor === "x64" || path.basename(file) !== "abi.c")
+    /^test\/support\/[^/]+\.c$/.test(file) && (ofOne[path.basename(file)] ?? processor) === processor
   for (const source of files.filter(isSource))
     compile(`${out}/${source.replace(/\.c$/, "")}`, path.basename(source), compilers[processor])
   for (const [name, content] of Object.entries(extra)) fs.writeFileSync(`${out}/${name}`, content)
