@@ -132,7 +132,6 @@ suite("containers of a fleet", (effect) => {
       for (const refused of [
         Container.fork(box),
         Container.snapshot(box),
-        Container.copyIn(box, "/etc/hostname", "/tmp"),
         Container.cgroup(box),
         Container.listen(box, 1, () => Effect.void)
       ] as ReadonlyArray<Effect.Effect<unknown, BerthError.BerthError, Scope.Scope>>)

@@ -11,7 +11,6 @@ import { type BerthError, ContainerError } from "../../BerthError.ts"
 import type { Container, CopyOutOptions } from "../../Container.ts"
 import { native, O_NOFOLLOW, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
-import { here } from "../util/elsewhere.ts"
 import { EACCES, EEXIST, EFBIG, EINVAL, ENOENT, ENOTDIR } from "../util/errno.ts"
 import { failedAs } from "./fileFailure.ts"
 import { type Metadata, metadataOf, setMetadata } from "./metadata.ts"
@@ -452,29 +451,36 @@ const copy = (
   way: "in" | "out",
   keep: Copy["keep"]
 ): Effect.Effect<void, BerthError> =>
-  inRoot
-    .promised((signal) =>
+  Effect.mapError(
+    inRoot.promised((signal) =>
       // A duplicate, because the container's descriptor may be closed in the meantime.
       inRoot.using(native().duplicate(rootOf(container)), async (root) => {
         const box = inside(root)
         const [source, target] = way === "in" ? [host, box] : [box, host]
         await fromSource(source, from, (found) => copyTo(found, target, to, { keep, signal }))
       })
-    )
-    .pipe(
-      Effect.mapError(failedAs(`copy ${from} -> ${to}`)),
-      here(container, "a copy between the host and a container"),
-      Effect.withSpan(`berth.Container.copy${way === "in" ? "In" : "Out"}`, {
-        attributes: { "container.id": container.id },
-        captureStackTrace: false
-      })
-    )
+    ),
+    failedAs(`copy ${from} -> ${to}`)
+  )
+
+const spanOf = (container: Container, way: "In" | "Out") =>
+  Effect.withSpan(`berth.Container.copy${way}`, {
+    attributes: { "container.id": container.id },
+    captureStackTrace: false
+  })
+
+/** What a copy out of a container keeps. */
+export const keptOut = ({ keepPrivileges = false }: CopyOutOptions): Copy["keep"] =>
+  keepPrivileges ? keepAll : withoutPrivileges
 
 export const copyIn: {
   (hostPath: string, containerPath: string): (container: Container) => Effect.Effect<void, BerthError>
   (container: Container, hostPath: string, containerPath: string): Effect.Effect<void, BerthError>
 } = dual(3, (container: Container, hostPath: string, containerPath: string) =>
-  copy(hostPath, containerPath, container, "in", keepAll)
+  (
+    container.state.elsewhere?.copyIn(hostPath, containerPath) ??
+    copy(hostPath, containerPath, container, "in", keepAll)
+  ).pipe(spanOf(container, "In"))
 )
 
 export const copyOut: {
@@ -492,11 +498,8 @@ export const copyOut: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, containerPath: string, hostPath: string, options: CopyOutOptions = {}) =>
-    copy(
-      containerPath,
-      hostPath,
-      container,
-      "out",
-      options.keepPrivileges === true ? keepAll : withoutPrivileges
-    )
+    (
+      container.state.elsewhere?.copyOut(containerPath, hostPath, options) ??
+      copy(containerPath, hostPath, container, "out", keptOut(options))
+    ).pipe(spanOf(container, "Out"))
 )

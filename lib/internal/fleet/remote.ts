@@ -31,6 +31,7 @@ import * as images from "../image/image.ts"
 import { parseOnePort } from "../network/ports.ts"
 import type { Ended } from "../supervisor/protocol.ts"
 import * as Loop from "../system/eventLoop.ts"
+import { copyIn, copyOut, type Far } from "../tar/farCopy.ts"
 import type { Captured } from "../util/captured.ts"
 import type { ContainerElsewhere } from "../util/elsewhere.ts"
 import { attempt } from "../util/fromThrowing.ts"
@@ -350,6 +351,11 @@ const elsewhereOf = (
   base: ProcessState["elsewhere"]
 ): ContainerElsewhere => {
   const connect = (address: Address) => connected(link, id, address)
+  const files: Far = {
+    fileSystem: filesOf(link, id),
+    tarOut: (path, { maxHoleBytes }) => link.listen((calls) => calls.tarOut({ id, path, maxHoleBytes })),
+    tarIn: (path) => unpackedAt(link, id, path)
+  }
   return {
     ...base!,
     runner: link.description.name,
@@ -369,9 +375,9 @@ const elsewhereOf = (
     top: link.call((calls) => calls.top({ id })) as never,
     pause: link.call((calls) => calls.pause({ id })),
     resume: link.call((calls) => calls.resume({ id })),
-    fileSystem: filesOf(link, id),
-    tarOut: (path, { maxHoleBytes }) => link.listen((calls) => calls.tarOut({ id, path, maxHoleBytes })),
-    tarIn: (path) => unpackedAt(link, id, path),
+    ...files,
+    copyIn: (hostPath, containerPath) => copyIn(files, hostPath, containerPath),
+    copyOut: (containerPath, hostPath, options) => copyOut(files, containerPath, hostPath, options),
     connect,
     netSocket: (address) => socketTo(connect, address),
     commit: ({ tag, ...options }) =>

@@ -28,46 +28,73 @@ const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 const isNoMember = (status: fs.Stats): boolean =>
   status.isSocket() || status.isCharacterDevice() || status.isBlockDevice()
 
-/** An opened root, and the ids of its files. */
-interface Root {
-  readonly root: number
+interface Archived {
+  /** The maps between the ids in the archive and those of the files. */
   readonly ids: Ids
+  /** The name of the source in the archive. Default: its own; contents alone have none. */
+  readonly as?: string | undefined
+  readonly maxHoleBytes?: ArchiveOptions["maxHoleBytes"]
+  /** Throws for a file that is refused. Default: sockets and devices are left out. */
+  readonly check?: (status: fs.Stats, path: string) => void
 }
 
-/** The archive of a path in a root; throws. */
-export async function* archiveOf(
-  { ids, root }: Root,
-  path: string,
-  options: ArchiveOptions,
+/** The archive of an opened source; throws. */
+export async function* archiveFrom(
+  { folder, name, path }: copy.Source,
+  { as, check, ids, maxHoleBytes }: Archived,
   signal: AbortSignal
 ): AsyncGenerator<Uint8Array> {
-  const holes = members.holesOf(options.maxHoleBytes)
-  const side = copy.inside(root)
-  const opened = await copy.fromSource(side, path, async (source) => ({
-    ...source,
-    folder: native().duplicate(source.folder)
-  }))
-  const { folder, name } = opened
   const above = name === undefined ? path : inRoot.split(path).folder
   const shown = (member: Uint8Array): string =>
     member.length === 0 ? above : inRoot.join(above, utf8.decode(member))
   const writing: members.Writing = {
     ids,
-    holes,
+    holes: members.holesOf(maxHoleBytes),
     signal,
     links: new Map(),
     resolve: inRoot.SINGLE,
     isLeftOut: () => false,
-    instead: (status) => (isNoMember(status) ? members.NOTHING : undefined),
+    instead: (status, folder, name) => {
+      check?.(status, shown(members.join(folder, name)))
+      return isNoMember(status) ? members.NOTHING : undefined
+    },
     attributes: (fd, member) => ({ xattrs: xattrsOf(fd, shown(member)), mark: members.NOTHING }),
     shown
   }
-  try {
-    const names = name === undefined ? await namesOf(folder, above, signal) : [new TextEncoder().encode(name)]
+  const encoded = (text: string): Uint8Array => new TextEncoder().encode(text)
+  if (as === undefined) {
+    const names = name === undefined ? await namesOf(folder, above, signal) : [encoded(name)]
     yield* members.below(writing, folder, names, members.NOTHING)
-    yield tar.end
+  } else {
+    const own =
+      name === undefined
+        ? native().duplicate(folder)
+        : inRoot.openPlace(inRoot.place(folder, name, path), undefined, "lstat")
+    try {
+      yield* members.whole(writing, own, encoded(as))
+    } finally {
+      native().close(own)
+    }
+  }
+  yield tar.end
+}
+
+/** A source whose folder is the caller's to close. */
+export const openSource = (side: copy.Side, path: string): Promise<copy.Source> =>
+  copy.fromSource(side, path, async (source) => ({ ...source, folder: native().duplicate(source.folder) }))
+
+/** The archive of a path in an opened root; throws. */
+export async function* archiveOf(
+  { ids, root }: { readonly root: number; readonly ids: Ids },
+  path: string,
+  { maxHoleBytes }: ArchiveOptions,
+  signal: AbortSignal
+): AsyncGenerator<Uint8Array> {
+  const source = await openSource(copy.inside(root), path)
+  try {
+    yield* archiveFrom(source, { ids, maxHoleBytes }, signal)
   } finally {
-    native().close(folder)
+    native().close(source.folder)
   }
 }
 
@@ -100,11 +127,13 @@ const isZero = (bytes: Uint8Array): boolean => {
 }
 
 /** Extracts the members of an archive into a folder of a root. */
-class Unpacking implements tar.Handler {
+export class Unpacking implements tar.Handler {
   /** A duplicate, which the extraction closes. */
   private readonly root: number
   private readonly folder: string
   private readonly ids: Ids
+  /** The metadata that a file gets. */
+  private readonly keep: (metadata: Metadata, isFolder: boolean) => Metadata
   private file:
     | {
         readonly fd: number
@@ -116,10 +145,11 @@ class Unpacking implements tar.Handler {
   /** New folders, whose times are set at the end, after their last change. */
   private readonly folders: Array<readonly [fd: string, metadata: Metadata]> = []
 
-  constructor(root: number, folder: string, ids: Ids) {
+  constructor(root: number, folder: string, ids: Ids, keep: Unpacking["keep"] = (metadata) => metadata) {
     this.root = root
     this.folder = folder
     this.ids = ids
+    this.keep = keep
   }
 
   private pathOf(name: string): string {
@@ -141,12 +171,13 @@ class Unpacking implements tar.Handler {
 
   async entry(entry: tar.Entry): Promise<void> {
     const path = this.pathOf(entry.name)
-    const kept = {
+    const own = {
       ...entry,
       uid: outside(this.ids.uids, entry.uid),
       gid: outside(this.ids.gids, entry.gid),
       xattrs: entry.xattrs.filter(([name]) => isKept(name))
     }
+    const kept = { ...own, ...this.keep(own, entry.kind === "folder") }
     if (entry.kind === "folder") return this.makeFolder(path, kept)
     if (path === this.folder)
       throw new InvalidData({ format: "tar", value: JSON.stringify(entry.name), expected: "a name" })
@@ -257,31 +288,18 @@ class Unpacking implements tar.Handler {
   }
 }
 
-export const tarIn: {
-  (path: string): (container: Container) => Sink.Sink<void, Uint8Array, never, BerthError>
-  (container: Container, path: string): Sink.Sink<void, Uint8Array, never, BerthError>
-} = dual(2, (container: Container, path: string) => {
-  const { elsewhere } = container.state
-  if (elsewhere !== undefined) return elsewhere.tarIn(path)
-  const failed = failedAs(`unpack into ${path}`)
-  return Sink.unwrapScoped(
+type Spanned = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/** Extracts an archive. */
+export const unpacked = (
+  open: () => Unpacking,
+  failed: (error: unknown) => BerthError,
+  inSpan: Spanned = (effect) => effect
+): Sink.Sink<void, Uint8Array, never, BerthError> =>
+  Sink.unwrapScoped(
     Effect.gen(function* () {
-      // A sink has no withSpan, so each of its effects gets the span.
-      const inSpan = Effect.withParentSpan(
-        yield* Effect.makeSpanScoped("berth.Container.tarIn", {
-          attributes: { "container.id": container.id },
-          captureStackTrace: false
-        })
-      )
       const unpacking = yield* Effect.acquireRelease(
-        Effect.try({
-          try: () => {
-            const root = copy.rootOf(container)
-            native().close(inRoot.open(root, path, inRoot.O_FOLDER))
-            return new Unpacking(native().duplicate(root), inRoot.realPath(root, path), idsOf(container))
-          },
-          catch: failed
-        }).pipe(inSpan),
+        inSpan(Effect.try({ try: open, catch: failed })),
         (made) => Effect.promise(() => made.release())
       )
       const reader = new tar.Reader(unpacking)
@@ -299,5 +317,27 @@ export const tarIn: {
         )
       )
     })
+  )
+
+export const tarIn: {
+  (path: string): (container: Container) => Sink.Sink<void, Uint8Array, never, BerthError>
+  (container: Container, path: string): Sink.Sink<void, Uint8Array, never, BerthError>
+} = dual(2, (container: Container, path: string) => {
+  const { elsewhere } = container.state
+  if (elsewhere !== undefined) return elsewhere.tarIn(path)
+  const open = (): Unpacking => {
+    const root = copy.rootOf(container)
+    native().close(inRoot.open(root, path, inRoot.O_FOLDER))
+    return new Unpacking(native().duplicate(root), inRoot.realPath(root, path), idsOf(container))
+  }
+  // A sink has no withSpan, so each of its effects gets the span.
+  return Sink.unwrapScoped(
+    Effect.map(
+      Effect.makeSpanScoped("berth.Container.tarIn", {
+        attributes: { "container.id": container.id },
+        captureStackTrace: false
+      }),
+      (span) => unpacked(open, failedAs(`unpack into ${path}`), Effect.withParentSpan(span))
+    )
   )
 })

@@ -205,6 +205,19 @@ export async function* below(
   for await (const visit of walk({ top, state: above, names, namesIn, signal })) yield* entry(writing, visit)
 }
 
+/** An opened entry under a name of the archive, with all its contents. */
+export async function* whole(writing: Writing, fd: number, name: Uint8Array): AsyncGenerator<Uint8Array> {
+  const status = fs.statSync(inRoot.via(fd))
+  const instead = writing.instead(status, NOTHING, name)
+  if (instead !== undefined) {
+    if (instead.length > 0) yield instead
+    return
+  }
+  yield* member(writing, fd, status, name)
+  if (status.isDirectory())
+    yield* below(writing, fd, await namesOf(fd, writing.shown(name), writing.signal), name)
+}
+
 /** An archive as a stream. If the consumer stops early, the walk ends. */
 export const streamed = (
   parts: (signal: AbortSignal) => AsyncIterable<Uint8Array>,

@@ -8,7 +8,14 @@ import type * as Stream from "effect/Stream"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
 import type { Stats } from "../../Cgroup.ts"
 import type { Address, Connection, Publishable, PublishedPort } from "../../Connection.ts"
-import type { ArchiveOptions, Container, ExecOptions, ProcessInfo, StartOptions } from "../../Container.ts"
+import type {
+  ArchiveOptions,
+  Container,
+  CopyOutOptions,
+  ExecOptions,
+  ProcessInfo,
+  StartOptions
+} from "../../Container.ts"
 import type { Runner, RunnerContainer } from "../../fleet.ts"
 import type { Image, PullOptions } from "../../Image.ts"
 import type { ExitStatus, Process, ProcessOptions, Result, StopOptions } from "../../Process.ts"
@@ -39,6 +46,8 @@ export interface ContainerElsewhere extends ProcessElsewhere {
   readonly fileSystem: FileSystem.FileSystem
   readonly tarOut: (path: string, options: ArchiveOptions) => Stream.Stream<Uint8Array, BerthError>
   readonly tarIn: (path: string) => Sink.Sink<void, Uint8Array, never, BerthError>
+  readonly copyIn: (hostPath: string, containerPath: string) => Done<void>
+  readonly copyOut: (containerPath: string, hostPath: string, options: CopyOutOptions) => Done<void>
   readonly connect: (address: Address) => Effect.Effect<Connection, BerthError, Scope.Scope>
   readonly netSocket: (address: Address) => net.Socket
   readonly commit: (options: CommitOptions) => Done<Image>
