@@ -203,7 +203,8 @@ export interface RunnerContainer {
  * much room a container needs; among the runners that have it, those come first that have its image, and then those with the most room.
  * A runner that is lost is connected again when it answers; what was on it is lost.
  *
- * `Image.pull`, `Image.get`, `Container` and `WaitFor` work on a fleet. What needs this machine fails with `Unsupported`.
+ * `Image.pull`, `Image.get`, `Container` and `WaitFor` work on a fleet. What needs this machine fails with `Unsupported`. `Container.copyOut`
+ * first unpacks what comes into a folder below `TMPDIR`, and leaves devices out.
  *
  * Effect's metrics tell of it: `berth.fleet.runners`, `berth.fleet.runners.lost` by runner, `berth.fleet.waiting`, the starts and pulls
  * that wait for a runner with room, and `berth.fleet.start`, the time of starts in milliseconds. The spans of a runner are part of the
