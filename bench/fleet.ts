@@ -41,6 +41,7 @@ const THERE = "exec, by a fleet"
 const OUTPUT_BYTES = 256 * 1024 * 1024
 const CONTAINERS = 500
 const RUNNERS = 4
+const WARMUPS = 20
 const LEASE_MILLIS = 2000
 
 interface Runners {
@@ -148,7 +149,7 @@ const measure = (rounds: number) =>
       { name: HERE, run: timed(running(here)) },
       { name: THERE, run: timed(running(far)) }
     ]
-    const { summaries } = yield* interleave(contenders, { rounds, warmups: 20 })
+    const { summaries } = yield* interleave(contenders, { rounds, warmups: WARMUPS })
     yield* Console.log(`${timesTable(summaries, HERE)}\n`)
     const more = summaries[THERE]!.median - summaries[HERE]!.median
 
@@ -163,6 +164,8 @@ const measure = (rounds: number) =>
     )
 
     const alone = yield* Effect.scoped(starts(Image.host, 100))
+    // As above: a runner's first starts are those of a new program, and it runs for days.
+    yield* Effect.scoped(Effect.provide(starts(Image.pull("host"), WARMUPS * RUNNERS), there))
     const many = yield* Effect.scoped(Effect.provide(starts(Image.pull("host"), CONTAINERS), there))
     const swarm = yield* Effect.scoped(swarmStarts(`${folder}/swarm`))
     const rows = [

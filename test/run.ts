@@ -28,7 +28,7 @@ const rooms = fs.readdirSync(`${root}test`, { withFileTypes: true }).filter((ent
 const files = named.length > 0 ? named : rooms.flatMap(({ name }) => listed(`test/${name}`, ".test.ts"))
 
 /** The time after which a file is taken to hang. */
-const FILE_LIMIT_MS = 8 * 60_000
+const FILE_LIMIT_MS = 10 * 60_000
 
 /** Files that look at how long others keep them waiting, or fill the machine: each has the machine to itself. */
 const ALONE = /^test\/(lifecycle\/Soak|hostile\/(Files|Joining|Locks|Logs|LoopDelay|Registry|Trees))\./
