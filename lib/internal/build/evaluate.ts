@@ -139,9 +139,9 @@ const layered = (
       const layers = isMade ? found.value.layers : image.layers
       return { ...state, image: make({ ...image, layers }), isUnknown: !isMade }
     }
-    const before = isCached ? Inputs.lastName(berth, place) : undefined
     const run = (as: string) =>
       Effect.suspend(() => {
+        const before = isCached ? Inputs.lastName(berth, place) : undefined
         const reasons = isCached ? Inputs.reasonsOf(berth, place, inputs()) : undefined
         tell({ _tag: "Started", ...event, reasons: reasons ?? [] })
         const began = performance.now()

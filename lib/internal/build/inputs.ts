@@ -2,13 +2,14 @@
  * What each step was last made of, to say why it runs again: a digest of each input by a name for people. Steps are told apart by
  * the texts of all steps before them, so a step whose text has changed is a new one. Nothing depends on these records.
  */
-import { createHash, randomBytes } from "node:crypto"
+import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type { Berth } from "../../Berth.ts"
 import type { ImageOptions } from "../../Build.ts"
 import type { Image } from "../../Image.ts"
+import { read as text } from "../util/readFile.ts"
 import * as caches from "./caches.ts"
 import type { Node } from "./node.ts"
 import * as secrets from "./secrets.ts"
@@ -140,14 +141,20 @@ export const lastName = (berth: Berth, place: string): string | undefined => rea
 
 /** Records the inputs of a step whose layer is there under a name. Without room for it, no reason can be told later. */
 export const record = (berth: Berth, place: string, name: string, inputs: () => Inputs): void => {
-  if (read(berth, place)?.name === name) return
   const file = `${stepsFolder(berth)}/${place}.json`
-  const partial = `${file}.${randomBytes(8).toString("hex")}`
+  // As it is written below.
+  if (text(file).startsWith(`{"name":${JSON.stringify(name)},`)) return
   try {
     fs.mkdirSync(stepsFolder(berth), { recursive: true, mode: 0o700 })
-    fs.writeFileSync(partial, JSON.stringify({ name, inputs: inputs() }), { mode: 0o600 })
-    fs.renameSync(partial, file)
+    // In place: ext4 writes a new file at once that takes the place of another, which takes longer than a step that has been made
+    // before. Who reads meanwhile finds no record.
+    const fd = fs.openSync(file, fs.constants.O_WRONLY | fs.constants.O_CREAT, 0o600)
+    try {
+      fs.ftruncateSync(fd, fs.writeSync(fd, JSON.stringify({ name, inputs: inputs() })))
+    } finally {
+      fs.closeSync(fd)
+    }
   } catch {
-    fs.rmSync(partial, { force: true })
+    fs.rmSync(file, { force: true })
   }
 }

@@ -5,6 +5,7 @@
  */
 import { execFile } from "node:child_process"
 import { createHash, randomBytes } from "node:crypto"
+import { utimesSync } from "node:fs"
 import * as fs from "node:fs/promises"
 import { basename } from "node:path"
 import * as Effect from "effect/Effect"
@@ -91,12 +92,18 @@ export const recorded = (berth: Berth, folder: string) =>
     Option.isSome(own) ? Effect.succeed(own) : readRecord(berth, folder, "alias.json")
   )
 
+/** Notes a use of a folder: at once, as a thread of the runtime takes longer for it. */
+const touch = (folder: string): Effect.Effect<void, ImageError> =>
+  attempt(folder, async () => {
+    const now = new Date()
+    utimesSync(folder, now, now)
+  })
+
 const isThere = (berth: Berth, folder: string): Effect.Effect<boolean, ImageError> =>
   Effect.gen(function* () {
     yield* Holds.hold(berth.holds, [folder])
     if (!(yield* io(folder)(isFolder(berth.fileSystem, layerIn(folder))))) return false
-    const now = new Date()
-    yield* attempt(folder, () => fs.utimes(folder, now, now))
+    yield* touch(folder)
     return true
   })
 
@@ -111,8 +118,7 @@ export const use = (berth: Berth, folder: string): Effect.Effect<Option.Option<s
     if (Option.isNone(alias)) return Option.none()
     const same = `${parentFolder(berth)}/${alias.value.same ?? ""}`
     if (digests.isHex(basename(same)) && (yield* isThere(berth, same))) {
-      const now = new Date()
-      yield* attempt(folder, () => fs.utimes(folder, now, now))
+      yield* touch(folder)
       return Option.some(same)
     }
     // A collection has removed the other layer. A layer that has this name by now stays.
