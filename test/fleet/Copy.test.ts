@@ -51,7 +51,8 @@ suite("copies between a program and a container of a fleet", (effect) => {
         ["/d", "folder"],
         ["/d/.", "contents"],
         ["/l/", "followed"],
-        ["/l/.", "through"]
+        ["/l/.", "through"],
+        ["/d/../d/.", "around"]
       ] as const) {
         yield* Container.copyOut(box, from, `${here}/${to}`)
         assert.equal(fs.readFileSync(`${here}/${to}/f`, "utf8"), "f\n", from)
@@ -72,10 +73,10 @@ suite("copies between a program and a container of a fleet", (effect) => {
     const here = yield* temporaryFolder
     const victim = `${here}/victim`
     const target = `${here}/target`
-    const from = (...entries: ReadonlyArray<Uint8Array>) =>
+    const of = (path: string, entries: ReadonlyArray<Uint8Array>) =>
       copyOut(
         { tarOut: () => Stream.make(tar.tar(...entries)) } as unknown as Parameters<typeof copyOut>[0],
-        "/d",
+        path,
         target,
         {}
       )
@@ -89,7 +90,7 @@ suite("copies between a program and a container of a fleet", (effect) => {
       "more than was asked for": [tar.folder("d"), tar.file("victim", "x")],
       "a device": [tar.entry({ name: "d", type: "3", major: 1, minor: 3 })]
     })) {
-      yield* Effect.either(from(...entries))
+      yield* Effect.either(of("/d", entries))
       assert.deepEqual(
         [fs.readdirSync(victim), fs.readdirSync(here).filter((name) => name !== "target")],
         [[], ["victim"]],
@@ -97,7 +98,9 @@ suite("copies between a program and a container of a fleet", (effect) => {
       )
       fs.rmSync(target, { recursive: true, force: true })
     }
-    const more = yield* failure("InvalidData", from(tar.folder("d"), tar.file("e", "x")))
+    // The contents of a link would be those of a folder of this machine.
+    yield* failure("OperationFailed", of("/d/.", [tar.symlink("d", victim)]))
+    const more = yield* failure("InvalidData", of("/d", [tar.folder("d"), tar.file("e", "x")]))
     assert.match(more.message, /expected [de] and what is in it/)
     assert.deepEqual(copies(), [])
   })

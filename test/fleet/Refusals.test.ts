@@ -392,6 +392,20 @@ suite("a client that sends what the typed one would not", (effect) => {
     )
   })
 
+  effect("a client whose lease has ended is told so, whatever it sends then", function* () {
+    const client = yield* rawClient(yield* runner({ lease: "300 millis" }))
+    yield* Effect.sleep("1 second")
+    for (const [tag, payload] of [
+      ["renew", undefined],
+      ["containers", undefined],
+      ["start", { id: "a", image: host, options: sleeping }]
+    ] as const)
+      assert.match(
+        failureOf(yield* client.ask(tag, payload)),
+        /the lease of this program has ended.*RunnerLost/
+      )
+  })
+
   effect("wrong types, and numbers that are none, end no runner", function* () {
     const address = yield* runner()
     const client = yield* rawClient(address)

@@ -21,6 +21,9 @@ export interface RawClient {
   readonly closed: Effect.Effect<void>
 }
 
+/** The id of the request that begins a session: it is the first one. What the runner tells by it is taken. */
+const SESSION = "1"
+
 /** Connects to a runner, and begins a session unless told otherwise. */
 export const rawClient = (address: string, session = true) =>
   Effect.gen(function* () {
@@ -41,9 +44,12 @@ export const rawClient = (address: string, session = true) =>
         assert.equal(String(bytes.subarray(0, 8)), "WELCOME\n")
         rest = bytes.subarray(8)
       }
-      for (const answer of parser.decode(rest) as ReadonlyArray<Answer>)
+      for (const answer of parser.decode(rest) as ReadonlyArray<Answer>) {
+        if (session && answer._tag === "Chunk" && answer.requestId === SESSION)
+          socket.write(parser.encode({ _tag: "Ack", requestId: SESSION }) as Uint8Array)
         if (answer._tag === "Defect") for (const take of waiting.values()) take(answer)
         else if (answer.requestId !== undefined) waiting.get(answer.requestId)?.(answer)
+      }
     })
     socket.write(`BERTH-FLEET ${Redacted.value(token)}\n`)
     let last = 0

@@ -106,7 +106,7 @@ export class Sessions {
         () =>
           Effect.zipRight(
             sessions.end(connection, session),
-            Effect.suspend(() => sessions.forget(connection))
+            Effect.suspend(() => sessions.forget(connection, session))
           )
       )
       yield* Effect.forkScoped(sessions.watch(connection, session))
@@ -114,9 +114,10 @@ export class Sessions {
     })
   }
 
-  private forget(connection: number): Effect.Effect<void> {
+  /** A client that has been stopped may still send what it began before: its lease has ended, however it ended the session. */
+  private forget(connection: number, session: Session): Effect.Effect<void> {
     this.all.delete(connection)
-    this.over.delete(connection)
+    if (performance.now() < session.deadline) this.over.delete(connection)
     return Metric.incrementBy(this.clients, -1)
   }
 

@@ -14,7 +14,7 @@ import * as copy from "../files/archiveCopy.ts"
 import { failedAs } from "../files/fileFailure.ts"
 import * as inRoot from "../files/rooted.ts"
 import * as idMaps from "../ids/idMaps.ts"
-import { native } from "../system/addon.ts"
+import { native, O_NOFOLLOW } from "../system/addon.ts"
 import type { ContainerElsewhere } from "../util/elsewhere.ts"
 import { EINVAL, ENOENT, ENOTDIR } from "../util/errno.ts"
 import { archiveFrom, openSource, Unpacking, unpacked } from "./containerTar.ts"
@@ -112,20 +112,14 @@ const temporaryFolder: Effect.Effect<number, unknown, Scope.Scope> = Effect.gen(
   )
 })
 
-/** What was unpacked, as the source of a copy. */
-const sourceIn = async (folder: number, path: string, signal: AbortSignal): Promise<copy.Source> => {
-  const contents = { folder, name: undefined, path }
-  if (!inRoot.isName(inRoot.split(path).name) && !path.endsWith("/.")) return contents
+/** The one entry of what was unpacked. */
+const entryOf = async (folder: number, path: string, signal: AbortSignal): Promise<string> => {
   const [name, ...more] = await copy.namesIn(folder, path, signal)
   if (name === undefined)
     return inRoot.fail(EINVAL, "mknod", `${path} (a socket or a device, which is not copied)`)
-  if (more.length > 0)
-    throw new InvalidData({
-      format: "tar",
-      value: JSON.stringify(more[0]),
-      expected: `${name} and what is in it`
-    })
-  return { folder, name, path }
+  if (more.length === 0) return name
+  const expected = `${name} and what is in it`
+  throw new InvalidData({ format: "tar", value: JSON.stringify(more[0]), expected })
 }
 
 export const copyOut = (
@@ -137,22 +131,22 @@ export const copyOut = (
   const failed = failedAs(`copy ${path} -> ${hostPath}`)
   const keep = copy.keptOut(options)
   // The archive of `folder/.` would lack the folder's own metadata.
-  const isContents = path.endsWith("/.")
+  const asked = path.replace(/\/\.$/, "/")
+  const isNamed = inRoot.isName(inRoot.split(asked).name)
   return Effect.scoped(
     Effect.gen(function* () {
       const folder = yield* Effect.mapError(temporaryFolder, failed)
       const open = () => new Unpacking(native().duplicate(folder), "/", idMaps.all, keep)
-      const archive = far.tarOut(isContents ? path.slice(0, -1) : path, {
-        maxHoleBytes: Number.MAX_SAFE_INTEGER
-      })
+      const archive = far.tarOut(asked, { maxHoleBytes: Number.MAX_SAFE_INTEGER })
       yield* Stream.run(archive, unpacked(open, failed))
       yield* Effect.mapError(
         inRoot.promised(async (signal) => {
-          const source = await sourceIn(folder, path, signal)
-          const to = (from: copy.Source) => copy.copyTo(from, copy.host, hostPath, { keep, signal })
-          if (!isContents || source.name === undefined) return to(source)
-          const at = inRoot.place(folder, source.name, path)
-          return inRoot.using(inRoot.openPlace(at, inRoot.O_FOLDER), (inner) =>
+          const to = (source: copy.Source) => copy.copyTo(source, copy.host, hostPath, { keep, signal })
+          if (!isNamed) return to({ folder, name: undefined, path })
+          const name = await entryOf(folder, path, signal)
+          if (asked === path) return to({ folder, name, path })
+          const at = inRoot.place(folder, name, path)
+          return inRoot.using(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW), (inner) =>
             to({ folder: inner, name: undefined, path })
           )
         }),
