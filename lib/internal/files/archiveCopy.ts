@@ -394,6 +394,13 @@ const existing = (side: Side, path: string): number | undefined => {
 
 const parentOf = (path: string): string => inRoot.split(path).folder
 
+/** Whether a source is a folder, or the contents of one. */
+export const isFolder = ({ folder, name, path }: Source): boolean =>
+  name === undefined ||
+  inRoot.using(inRoot.openPlace(inRoot.place(folder, name, path), undefined, "lstat"), (fd) =>
+    fs.statSync(inRoot.via(fd)).isDirectory()
+  )
+
 export const copyTo = async (
   source: Source,
   side: Side,
@@ -412,15 +419,11 @@ export const copyTo = async (
     )
   const all = (fd: number, at: string): Promise<void> =>
     copyBelow({ ...how, top: fd, links }, folder, { from: source.path, to: at, relative: "" })
-  const isFolder =
-    name === undefined ||
-    inRoot.using(inRoot.openPlace(inRoot.place(folder, name, source.path), undefined, "lstat"), (fd) =>
-      fs.statSync(inRoot.via(fd)).isDirectory()
-    )
+  const ofFolder = isFolder(source)
   const found = existing(side, path)
   const asNew = (at: string): Promise<void> => {
     const target = inRoot.split(at)
-    if (!inRoot.isName(target.name) || (target.slash && !isFolder)) return inRoot.fail(ENOENT, "open", at)
+    if (!inRoot.isName(target.name) || (target.slash && !ofFolder)) return inRoot.fail(ENOENT, "open", at)
     return inRoot.using(side.open(target.folder, inRoot.O_FOLDER), async (fd) => {
       if (name !== undefined) return into(fd, target.name, at)
       const place = inRoot.place(fd, target.name, at)
@@ -440,7 +443,7 @@ export const copyTo = async (
   return inRoot.using(found, (fd) => {
     if (fs.statSync(inRoot.via(fd)).isDirectory())
       return name === undefined ? all(fd, path) : into(fd, name, inRoot.join(path, name))
-    return isFolder ? inRoot.fail(ENOTDIR, "mkdir", path) : asNew(side.follows ? side.real(path) : path)
+    return ofFolder ? inRoot.fail(ENOTDIR, "mkdir", path) : asNew(side.follows ? side.real(path) : path)
   })
 }
 

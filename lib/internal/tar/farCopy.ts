@@ -29,12 +29,6 @@ interface Target {
   readonly as: string | undefined
 }
 
-const isFolder = ({ folder, name, path }: copy.Source): boolean =>
-  name === undefined ||
-  inRoot.using(inRoot.openPlace(inRoot.place(folder, name, path), undefined, "lstat"), (fd) =>
-    fs.statSync(inRoot.via(fd)).isDirectory()
-  )
-
 /** The target of a copy by the rules of `copyIn`. */
 const targetOf = (
   { fileSystem }: Far,
@@ -46,7 +40,7 @@ const targetOf = (
     Effect.try({
       try: () => {
         const { folder, name, slash } = inRoot.split(at)
-        if (!inRoot.isName(name) || (slash && !isFolder(source))) return inRoot.fail(ENOENT, "open", at)
+        if (!inRoot.isName(name) || (slash && !copy.isFolder(source))) return inRoot.fail(ENOENT, "open", at)
         return { folder, as: name }
       },
       catch: failed
@@ -65,7 +59,7 @@ const targetOf = (
       onSuccess: ({ type }) =>
         type === "Directory"
           ? Effect.succeed({ folder: path, as: undefined })
-          : isFolder(source)
+          : copy.isFolder(source)
             ? refused(ENOTDIR, "mkdir")
             : Effect.flatMap(Effect.mapError(fileSystem.realPath(path), why), asNew)
     })

@@ -165,6 +165,20 @@ export async function* member(
   if (mark.length > 0 && writing.links !== undefined) yield mark
 }
 
+/** An opened entry, or what is written instead of it. Returns whether it is a folder, whose contents follow. */
+async function* opened(
+  writing: Writing,
+  fd: number,
+  above: Uint8Array,
+  name: Uint8Array
+): AsyncGenerator<Uint8Array, boolean> {
+  const status = fs.statSync(inRoot.via(fd))
+  const instead = writing.instead(status, above, name)
+  if (instead === undefined) yield* member(writing, fd, status, join(above, name))
+  else if (instead.length > 0) yield instead
+  return instead === undefined && status.isDirectory()
+}
+
 async function* entry(
   writing: Writing,
   { enter, folder, name, state: above }: Visit<Uint8Array, Uint8Array>
@@ -174,14 +188,7 @@ async function* entry(
   if (fd < 0) return writing.isLeftOut(-fd) ? undefined : inRoot.fail(-fd, "open", writing.shown(path))
   let isEntered = false
   try {
-    const status = fs.statSync(inRoot.via(fd))
-    const instead = writing.instead(status, above, name)
-    if (instead !== undefined) {
-      if (instead.length > 0) yield instead
-      return
-    }
-    yield* member(writing, fd, status, path)
-    if (!status.isDirectory()) return
+    if (!(yield* opened(writing, fd, above, name))) return
     enter(fd, path)
     isEntered = true
   } finally {
@@ -207,14 +214,7 @@ export async function* below(
 
 /** An opened entry under a name of the archive, with all its contents. */
 export async function* whole(writing: Writing, fd: number, name: Uint8Array): AsyncGenerator<Uint8Array> {
-  const status = fs.statSync(inRoot.via(fd))
-  const instead = writing.instead(status, NOTHING, name)
-  if (instead !== undefined) {
-    if (instead.length > 0) yield instead
-    return
-  }
-  yield* member(writing, fd, status, name)
-  if (status.isDirectory())
+  if (yield* opened(writing, fd, NOTHING, name))
     yield* below(writing, fd, await namesOf(fd, writing.shown(name), writing.signal), name)
 }
 
