@@ -14,12 +14,7 @@ const READS = 400
 
 const addressOf = (index: number): string => `tls://runner-${index}.example.com:7411`
 
-export interface DatabaseCost {
-  /** Microseconds of a CPU. */
-  readonly write: number
-  readonly read: number
-}
-
+/** Microseconds of a CPU, for a write and for a read. */
 export const databaseCost = Effect.gen(function* () {
   const { image, missing } = yield* Effect.promise(() => service("postgres"))
   if (missing !== false) return yield* unmeasured(missing)
@@ -45,9 +40,5 @@ export const databaseCost = Effect.gen(function* () {
       )
       return ((yield* micros) - before) / count
     })
-  const cost: DatabaseCost = {
-    write: yield* each(WRITES, beat),
-    read: yield* each(READS, () => Members.alive(sql))
-  }
-  return cost
+  return { write: yield* each(WRITES, beat), read: yield* each(READS, () => Members.alive(sql)) }
 }).pipe(Effect.scoped, Effect.mapError(unmeasured))

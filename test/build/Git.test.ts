@@ -11,6 +11,7 @@ import { importBusybox, output } from "../support/busybox.ts"
 import { failure, suite } from "../support/effect.ts"
 import { commit, git, gitServer, whyNoGit } from "../support/gitServer.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
+import { environment } from "../support/scoped.ts"
 import { waitUntil } from "../support/until.ts"
 
 const skip = { skip: whyNoBusybox || whyNoGit }
@@ -208,14 +209,7 @@ RUN --mount=target=/seen ls -A /seen /all > /list
       )
       fs.mkdirSync(`${home}/hooks`)
       fs.writeFileSync(`${home}/hooks/post-checkout`, `#!/bin/sh\ntouch ${ran}\n`, { mode: 0o755 })
-      const outer = process.env.HOME
-      yield* Effect.addFinalizer(() =>
-        Effect.sync(() => {
-          if (outer === undefined) delete process.env.HOME
-          else process.env.HOME = outer
-        })
-      )
-      process.env.HOME = home
+      yield* environment({ HOME: home })
       const build = (address: string, options?: Build.GitOptions) => Build.image(Build.git(address, options))
       const image = yield* build(`${server.url}/app.git`)
       assert.equal(fs.readFileSync(`${image.layers.at(-1)}/file`, "utf8"), "file\n")

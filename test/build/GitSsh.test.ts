@@ -8,6 +8,7 @@ import { importBusybox, output } from "../support/busybox.ts"
 import { failure, suite } from "../support/effect.ts"
 import { commit, git, whyNoGit } from "../support/gitServer.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
+import { environment } from "../support/scoped.ts"
 import { sshAgent, sshServer, whyNoSshd } from "../support/ssh.ts"
 
 const skip = { skip: whyNoBusybox || whyNoGit || whyNoSshd }
@@ -78,14 +79,7 @@ COPY --from=other sub/file /other
       const build = (options: Build.GitOptions, address = url) => Build.image(Build.git(address, options))
       const home = `${folder()}/home`
       fs.mkdirSync(`${home}/.ssh`, { recursive: true })
-      const outer = process.env.HOME
-      yield* Effect.addFinalizer(() =>
-        Effect.sync(() => {
-          if (outer === undefined) delete process.env.HOME
-          else process.env.HOME = outer
-        })
-      )
-      process.env.HOME = home
+      yield* environment({ HOME: home })
       const ssh = agent.socket
       const wrongKey = server.knownHost.replace(/ \S+$/, ` ${other.publicKey.split(" ")[1]}`)
       for (const [options, mention] of [

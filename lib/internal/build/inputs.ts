@@ -9,7 +9,6 @@ import * as Schema from "effect/Schema"
 import type { Berth } from "../../Berth.ts"
 import type { ImageOptions } from "../../Build.ts"
 import type { Image } from "../../Image.ts"
-import { read as text } from "../util/readFile.ts"
 import * as caches from "./caches.ts"
 import type { Node } from "./node.ts"
 import * as secrets from "./secrets.ts"
@@ -139,11 +138,19 @@ export const reasonsOf = (berth: Berth, place: string, inputs: Inputs): Readonly
 /** The name of the layer that a step had last. */
 export const lastName = (berth: Berth, place: string): string | undefined => read(berth, place)?.name
 
+/** The name in a record, without a look at the rest; undefined for one that was not written to its end. */
+const nameIn = (file: string): unknown => {
+  try {
+    return JSON.parse(fs.readFileSync(file, "utf8")).name
+  } catch {
+    return undefined
+  }
+}
+
 /** Records the inputs of a step whose layer is there under a name. Without room for it, no reason can be told later. */
 export const record = (berth: Berth, place: string, name: string, inputs: () => Inputs): void => {
   const file = `${stepsFolder(berth)}/${place}.json`
-  // As it is written below.
-  if (text(file).startsWith(`{"name":${JSON.stringify(name)},`)) return
+  if (nameIn(file) === name) return
   try {
     fs.mkdirSync(stepsFolder(berth), { recursive: true, mode: 0o700 })
     // In place: ext4 writes a new file at once that takes the place of another, which takes longer than a step that has been made
