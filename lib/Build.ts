@@ -400,8 +400,8 @@ export interface DockerfileOptions extends ImageOptions {
   /** The values of ARG instructions. */
   readonly args?: Readonly<Record<string, string>> | undefined
   /**
-   * Folders, addresses of git repositories, images as `docker-image://NAME`, and builds, which FROM, `COPY --from` and mounts find by these
-   * names.
+   * What FROM, `COPY --from` and mounts find by these names: folders, addresses of git repositories, images as `docker-image://NAME` or as
+   * `oci-layout://FOLDER`, with `:TAG` or `@DIGEST` where the layout has several, and builds.
    */
   readonly contexts?: Readonly<Record<string, string | Build>> | undefined
   /** The values of `RUN --mount=type=secret`, by their ids. `GIT_AUTH_TOKEN.HOST` is the token for git repositories of a host. */

@@ -4,7 +4,7 @@
  *
  * What is as the Compose specification says, and what is not:
  *
- * - Supported are services with `image`, `build` (`context`, `dockerfile`, `dockerfile_inline`, `target`, `args`, `additional_contexts` that are folders or git repositories,
+ * - Supported are services with `image`, `build` (`context`, `dockerfile`, `dockerfile_inline`, `target`, `args`, `additional_contexts` other than `target:NAME`,
  *   one of `platforms`, `network`, `no_cache`, `ssh` with sockets of agents, `entitlements`, `privileged`), `pull_policy`, `command`, `entrypoint`, `environment`, `env_file`, `ports`, `expose`, `volumes`, `tmpfs`,
  *   `depends_on`, `healthcheck`, `networks`, `network_mode: none`, `profiles`, `working_dir`, `user`, `hostname`, `container_name`, `extra_hosts`, `dns`,
  *   `dns_search`, `labels`, `cap_add`, `cap_drop`, `read_only`, `ulimits`, `shm_size`, `mem_limit`, `cpus`, `pids_limit`, `deploy.resources.limits`,

@@ -219,7 +219,7 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
       buildContext: texts({
         name: "build-context",
         value: "NAME=PLACE",
-        help: "What FROM and COPY --from find by a name: a folder, the address of a git repository, or docker-image://NAME."
+        help: "What FROM and COPY --from find by a name: a folder, the address of a git repository, docker-image://NAME, or oci-layout://FOLDER."
       }),
       secret: texts({
         name: "secret",

@@ -235,6 +235,41 @@ RUN ls /cache /scratch /run/secrets /other.txt 2>/dev/null > /left || true
     skip
   )
 
+  effect(
+    "named contexts are images of OCI layouts too, and FROM --platform chooses the platform of an image alone",
+    function* () {
+      const context = yield* project("platforms", "")
+      const layout = `${context}/layout`
+      yield* Image.save("local/busybox", layout, { format: "oci-layout" })
+      const { digest, config } = yield* Image.fromLayout(layout)
+      const contexts = {
+        whole: `oci-layout://${layout}`,
+        digest: `oci-layout://${layout}@${digest}`,
+        tag: `oci-layout://${layout}:absent`,
+        store: "docker-image://local/busybox",
+        base: Build.from("local/busybox"),
+        files: context
+      }
+      const platform = `${config.os}/${config.architecture}`
+      const other = config.architecture === "arm64" ? "linux/amd64" : "linux/arm64"
+      const from = (words: string) =>
+        Build.dockerfile({ context, contexts, text: `FROM ${words}\nRUN test -f /etc/passwd\n` })
+      for (const name of ["whole", "digest", "store"]) yield* from(`--platform=${platform} ${name}`)
+      assert.match((yield* failure("ImageError", from("tag"))).message, /there is no tag absent/)
+      for (const name of ["whole", "store"])
+        assert.match(
+          (yield* failure("BuildFailed", from(`--platform=${other} ${name}`))).message,
+          RegExp(other)
+        )
+      for (const name of ["base", "files"])
+        assert.match(
+          (yield* failure("BuildFailed", from(`--platform=${platform} ${name}`))).message,
+          /:1: .*--platform=.*is no image/
+        )
+    },
+    skip
+  )
+
   for (const [what, text, reason, mention] of [
     [
       "a variable in the source of a mount",

@@ -5,7 +5,7 @@ import * as Build from "../../Build.ts"
 import type { ImageSource } from "../../Fixture.ts"
 import { isRepository } from "../util/gitAddress.ts"
 import type { ServiceContext } from "./service.ts"
-import { fail, type Node } from "./tree.ts"
+import { fail, type Node, type Place } from "./tree.ts"
 import { type Changeable, mapping, only, readKeys, setter, unsupported, type Values } from "./values.ts"
 
 const UNSUPPORTED =
@@ -23,6 +23,20 @@ const readContext = (node: Node, values: Values, folder: string): string => {
       "give the address of a git repository as https://HOST/PATH.git or ssh://USER@HOST/PATH, or a folder"
     )
   return path.resolve(folder, given)
+}
+
+/** What a Dockerfile finds by a name: as `Build.dockerfile` takes it, with paths that begin at the folder of the file; or another service. */
+const readNamedContext = (
+  given: string,
+  at: Place,
+  { imageOf, mounts }: ServiceContext
+): string | Build.Build => {
+  const { folder } = mounts
+  const [, kind, rest = ""] = /^(service:|target:|oci-layout:\/\/)(.*)/s.exec(given) ?? []
+  if (kind === "service:") return Build.from(imageOf(rest, at))
+  if (kind === "target:") unsupported(at, "name the service with that target, as service:NAME")
+  if (kind !== undefined) return `${kind}${path.resolve(folder, rest)}`
+  return isRepository(given) || given.startsWith("docker-image://") ? given : path.resolve(folder, given)
 }
 
 /** The sockets of SSH agents: `default`, which is that of the environment, or `ID=PATH`. */
@@ -72,16 +86,12 @@ export const readBuild = (node: Node, context: ServiceContext, tag: string | und
           Object.fromEntries(
             values
               .pairs(value)
-              .map(([name, given, at]) =>
-                given === undefined || /^(oci-layout|service|target):/.test(given)
-                  ? only(at.at, "a folder, a git repository or docker-image://NAME")
-                  : [
-                      name,
-                      isRepository(given) || given.startsWith("docker-image://")
-                        ? given
-                        : path.resolve(folder, given)
-                    ]
-              )
+              .map(([name, given, { at }]) => [
+                name,
+                given === undefined
+                  ? fail(at, "Invalid", `expected NAME=PLACE`)
+                  : readNamedContext(given, at, context)
+              ])
           )
         ),
         platforms: set("platform", (value) => {

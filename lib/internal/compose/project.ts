@@ -3,13 +3,14 @@ import * as fs from "node:fs"
 import * as path from "node:path"
 import { ComposeError } from "../../BerthError.ts"
 import type { Options, Project, Text } from "../../Compose.ts"
+import type { ImageSource } from "../../Fixture.ts"
 import type { NetworkOptions } from "../../Network.ts"
 import type * as Volume from "../../Volume.ts"
 import { circleOf, DEFAULT } from "../fixtures/group.ts"
 import { nearest } from "../util/didYouMean.ts"
 import { parseDotenv, parseRaw, Unreadable } from "./dotenv.ts"
 import type { Lookup } from "./interpolate.ts"
-import { always, type ReadService, readService, type ServiceContext } from "./service.ts"
+import { always, type ReadService, readImage, readService, type ServiceContext } from "./service.ts"
 import { fail, type MapNode, type Node, type Place, parse } from "./tree.ts"
 import { get, isNull, mapping, only, readKeys, unsupported, Values } from "./values.ts"
 
@@ -291,7 +292,20 @@ export const read = (source: string | Text, options: Options, warn: (message: st
   if (enabled.size === 0)
     fail(root.at, "Invalid", "no service has one of the active profiles: name one in the option profiles")
 
-  const contextOf = (service: string): ServiceContext => ({
+  const nodeOfOther = (service: string, other: string, at: Place): MapNode => {
+    const others = [...all.keys()].filter((one) => one !== service)
+    return others.includes(other)
+      ? mapping(all.get(other)!)
+      : fail(
+          at,
+          "Invalid",
+          `the file has no other service ${JSON.stringify(other)}${orDidYouMean(other, others)}`
+        )
+  }
+
+  const images = new Map<string, ImageSource>()
+  /** `needs` are the services whose images need that of this one. */
+  const contextOf = (service: string, needs: ReadonlyArray<string> = []): ServiceContext => ({
     values,
     lookup,
     mounts: {
@@ -313,14 +327,19 @@ export const read = (source: string | Text, options: Options, warn: (message: st
     },
     useNetwork,
     hasService: (other, at) => {
-      const others = [...all.keys()].filter((one) => one !== service)
-      if (!others.includes(other))
-        fail(
-          at,
-          "Invalid",
-          `the file has no other service ${JSON.stringify(other)}${orDidYouMean(other, others)}`
-        )
+      nodeOfOther(service, other, at)
       return enabled.has(other)
+    },
+    imageOf: (other, at) => {
+      const node = nodeOfOther(service, other, at)
+      const path = [...needs, service]
+      if (path.includes(other)) {
+        const circle = [...path.slice(path.indexOf(other)), other]
+        fail(at, "Invalid", `images need each other in a circle: ${circle.join(" -> ")}`)
+      }
+      const image = images.get(other) ?? readImage(node, contextOf(other, path))
+      images.set(other, image)
+      return image
     }
   })
   const read = new Map([...enabled].map(([key, node]) => [key, readService(key, node, contextOf(key))]))

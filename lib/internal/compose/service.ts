@@ -4,7 +4,7 @@ import * as Schedule from "effect/Schedule"
 import type { Limits } from "../../Cgroup.ts"
 import type { PublishOptions } from "../../Connection.ts"
 import type { ExitStatus, StopOptions } from "../../Container.ts"
-import type { Condition, ImageService, ServiceMount } from "../../Fixture.ts"
+import type { Condition, ImageService, ImageSource, ServiceMount } from "../../Fixture.ts"
 import { type Capability, capabilities, type Rlimits, resolveRlimits } from "../../Security.ts"
 import type { Healthcheck } from "../../WaitFor.ts"
 import { parseName } from "../network/network.ts"
@@ -28,6 +28,8 @@ export interface ServiceContext {
   readonly useNetwork: (name: string, at: Place) => void
   /** Whether a service is in the file, and whether its profiles are active; throws if it is not in the file. */
   readonly hasService: (name: string, at: Place) => boolean
+  /** The image of another service, whatever its profiles are; throws if that one needs the image of this one. */
+  readonly imageOf: (name: string, at: Place) => ImageSource
 }
 
 /** A service, and the place of each of its dependencies. */
@@ -297,6 +299,13 @@ const UNSUPPORTED: Readonly<Record<string, string | undefined>> = {
   )
 }
 
+export const readImage = (node: MapNode, context: ServiceContext): ImageSource => {
+  const [named, build] = [get(node, "image"), get(node, "build")]
+  const tag = named === undefined ? undefined : context.values.text(named)
+  if (build !== undefined) return readBuild(build, context, tag)
+  return tag ?? fail(node.at, "Invalid", "a service has to have an image, or a build")
+}
+
 export const readService = (name: string, node: MapNode, context: ServiceContext): ReadService => {
   const { values } = context
   const service: Changeable<Partial<ImageService>> = {}
@@ -323,17 +332,12 @@ export const readService = (name: string, node: MapNode, context: ServiceContext
   const pids = limit("pids", (value) => (values.word(value) === "-1" ? "max" : values.integer(value)))
   const set = setter<Partial<ImageService>>(service)
 
-  let tag: string | undefined
-  let build: Node | undefined
   readKeys(
     node,
     {
-      image: (value) => {
-        tag = values.text(value)
-      },
-      build: (value) => {
-        build = value
-      },
+      // `readImage` reads them.
+      image: () => {},
+      build: () => {},
       pull_policy: set("pull", (value) => {
         const policy = values.text(value)
         if (policy === "missing" || policy === "if_not_present") return "missing"
@@ -436,8 +440,7 @@ export const readService = (name: string, node: MapNode, context: ServiceContext
     UNSUPPORTED
   )
 
-  const image = build === undefined ? tag : readBuild(build, context, tag)
-  if (image === undefined) return fail(node.at, "Invalid", "a service has to have an image, or a build")
+  const image = readImage(node, context)
   const env = [...new Map<string, string | undefined>([...fromFiles, ...environment])].filter(
     (pair): pair is [string, string] => pair[1] !== undefined
   )

@@ -129,8 +129,18 @@ const attemptAt = <A>(
   evaluate: () => A
 ): Effect.Effect<A, BerthError> => Effect.try({ try: evaluate, catch: failedAt(file, text, line) })
 
-/** A named context that is an image. */
+/** Named contexts that are images begin with these: one by its name, and one of a folder that is an OCI layout. */
 const DOCKER_IMAGE = "docker-image://"
+const OCI_LAYOUT = "oci-layout://"
+
+/** The image of a layout: `PATH`, `PATH:TAG` or `PATH@DIGEST`. */
+const layoutImage = (
+  text: string,
+  platform: string | undefined
+): Effect.Effect<Image.Image, BerthError, Berth> => {
+  const [, path = "", tag, digest] = /^(.*?)(?::([^:/@]+))?(?:@([^@/]+))?$/s.exec(text)!
+  return Image.fromLayout(path, { tag, digest, platform })
+}
 
 /** A folder with texts as its files, for here-documents. Equal texts have one folder. */
 const textsIn =
@@ -225,9 +235,17 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
       })
     }
 
-    const contextOf = (of: string | Build, line: number): Context | Node => {
+    const contextOf = (of: string | Build, line: number, platform?: string): Context | Node => {
+      const from = (source: From["source"]): From => ({ _tag: "From", source, platform })
+      if (typeof of === "string" && of.startsWith(DOCKER_IMAGE)) return from(of.slice(DOCKER_IMAGE.length))
+      if (typeof of === "string" && of.startsWith(OCI_LAYOUT))
+        return from(layoutImage(of.slice(OCI_LAYOUT.length), platform ?? options.platform))
+      if (platform !== undefined)
+        throw new SyntaxFailure(
+          line,
+          `--platform=${platform}: the context of that name is no image, so it has no other platform`
+        )
       if (isBuild(of)) return of.node
-      if (of.startsWith(DOCKER_IMAGE)) return { _tag: "From", source: of.slice(DOCKER_IMAGE.length) }
       return isRepository(of) ? gitBuild(gitOf(of, { knownHosts, secrets, ssh }, line)).node : local(of)
     }
 
@@ -253,7 +271,9 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
           return stageOf(node, { environment, onBuild, shell })
         }
         if (Object.hasOwn(contexts, name)) {
-          const of = yield* attemptAt(file, `FROM ${name}`, line, () => contextOf(contexts[name]!, line))
+          const of = yield* attemptAt(file, `FROM ${name}`, line, () =>
+            contextOf(contexts[name]!, line, platform)
+          )
           if (of._tag !== "Context")
             return stageOf(of, yield* Effect.mapError(inherited(of, options), inPlace(from)))
           const wrong = new SyntaxFailure(
