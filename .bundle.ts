@@ -1,4 +1,5 @@
 /** Makes the JavaScript of npm's package: `tsx .bundle.ts FOLDER`. `berth/promise` has Effect in it; the modules for Effect import it. */
+import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { fileURLToPath } from "node:url"
@@ -107,11 +108,99 @@ const withoutArrows = (text: string): string => {
   return written
 }
 
+/** The prefix of the module that Node loads by `codeCache.ts`: see `imports` in `package.json`. */
+const LOADED = "#bundle/"
+
+interface Names {
+  readonly specifiers: ReadonlyArray<{
+    readonly local: { readonly name: string }
+    readonly exported?: { readonly name: string }
+  }>
+}
+
+/** Fails for a module whose exports change after it has been loaded: as a function it returns them as they are at its end. */
+const assertFixed = (statements: ReadonlyArray<Node>, names: ReadonlySet<string>): void => {
+  const visit = (node: Node): void => {
+    const { argument, left, type } = node as Partial<
+      Record<"argument" | "left", { readonly name?: string }>
+    > &
+      Node
+    const changed =
+      type === "AssignmentExpression" ? left : type === "UpdateExpression" ? argument : undefined
+    if (changed?.name !== undefined && names.has(changed.name))
+      throw new Error(`.bundle.ts: ${changed.name} is exported, and changes later`)
+    for (const child of childrenOf(node)) visit(child)
+  }
+  for (const child of statements.flatMap(childrenOf)) visit(child)
+}
+
+/**
+ * Has Node load the largest of these files, which are in one folder, from V8's kept code. Its imports are put on its first line, and a
+ * file beside it makes a function of what follows; the lines stay as they are.
+ */
+const withKeptCode = async (files: ReadonlyArray<string>): Promise<void> => {
+  const file = files.reduce((one, other) => (fs.statSync(one).size < fs.statSync(other).size ? other : one))
+  const name = path.basename(file)
+  for (const other of files.filter((other) => other !== file))
+    fs.writeFileSync(other, fs.readFileSync(other, "utf8").replaceAll(`"./${name}"`, `"${LOADED}${name}"`))
+  const text = fs.readFileSync(file, "utf8").replaceAll("import.meta.url", "$url")
+  const nodes = (parseAst(text) as unknown as { readonly body: ReadonlyArray<Node & Names> }).body
+  const imports = nodes.filter(({ type }) => type === "ImportDeclaration")
+  const [exported, ...others] = nodes.filter(({ type }) => type.startsWith("Export"))
+  if (exported === undefined || others.length > 0 || /[^\x00-\x7f]/.test(text))
+    throw new Error(`.bundle.ts: ${file} is not in ASCII, or has more than one export`)
+  assertFixed(nodes, new Set(exported.specifiers.map(({ local }) => local.name)))
+  const textOf = ({ end, start }: Node) => text.slice(start, end)
+  const imported = imports.map((node) => textOf(node).replaceAll(/\s+/g, " ")).join("")
+  const first = `${imported}const $url=import.meta.url;`
+  let body = ""
+  let at = 0
+  for (const node of [...imports, exported]) {
+    body += text.slice(at, node.start) + textOf(node).replaceAll(/[^\n]/g, "")
+    at = node.end
+  }
+  fs.writeFileSync(file, `${first}${body}${textOf(exported)}${text.slice(at)}`)
+  const parameters = [
+    "$url",
+    ...imports.flatMap(({ specifiers }) => specifiers.map(({ local }) => local.name))
+  ]
+  const code = {
+    begin: first.length,
+    end: first.length + body.length,
+    head: `(function(${parameters}){"use strict";`,
+    tail: `\nreturn{${exported.specifiers.map(({ exported, local }) => `${exported!.name}:${local.name}`)}}})`
+  }
+  const digest = createHash("sha256").update(`${code.head}${body}${code.tail}`).digest("hex").slice(0, 32)
+  await build({
+    stdin: {
+      contents: `import{load}from"${root}lib/internal/system/codeCache.ts";${imported}
+const $url=new URL("${name}",import.meta.url).href;
+const{${exported.specifiers.map(({ exported }, k) => `${exported!.name}:$${k}`)}}=load({url:$url,digest:"${digest}",...${JSON.stringify(code)}})(${parameters});
+export{${exported.specifiers.map(({ exported }, k) => `$${k} as ${exported!.name}`)}}`,
+      resolveDir: root
+    },
+    bundle: true,
+    format: "esm",
+    platform: "node",
+    target: "node20.17",
+    minifySyntax: true,
+    minifyWhitespace: true,
+    outfile: file.replace(/js$/, "node.js"),
+    plugins: [
+      {
+        name: "beside",
+        setup: ({ onResolve }) => onResolve({ filter: /^[^/]/ }, ({ path }) => ({ path, external: true }))
+      }
+    ]
+  })
+}
+
+/** Returns the paths of the files. */
 const bundle = async (
   core: ReadonlyArray<string>,
   entries: ReadonlyArray<string>,
   options: BuildOptions
-): Promise<void> => {
+): Promise<ReadonlyArray<string>> => {
   const { metafile } = await build({
     absWorkingDir: root,
     entryPoints: entries.map((name) => ({ in: `${WHOLE}:lib/${name}.ts`, out: name })),
@@ -126,14 +215,15 @@ const bundle = async (
     ...options,
     plugins: [inOneFile(core), ...(options.plugins ?? [])]
   })
-  for (const name of Object.keys(metafile!.outputs).filter((name) => name.endsWith(".js"))) {
-    const file = path.resolve(root, name)
-    fs.writeFileSync(file, withoutArrows(fs.readFileSync(file, "utf8")))
-  }
+  const files = Object.keys(metafile!.outputs)
+    .filter((name) => name.endsWith(".js"))
+    .map((name) => path.resolve(root, name))
+  for (const file of files) fs.writeFileSync(file, withoutArrows(fs.readFileSync(file, "utf8")))
+  return files
 }
 
 const main = async (out: string): Promise<void> => {
-  await bundle(["promise"], ["promise", "promiseFixtures"], {
+  const files = await bundle(["promise"], ["promise", "promiseFixtures"], {
     outdir: `${out}/bundle`,
     chunkNames: "[hash]",
     external: ["undici", "https-proxy-agent", "dbus-native", "cli-progress", "yaml"],
@@ -141,8 +231,11 @@ const main = async (out: string): Promise<void> => {
     minifyWhitespace: true,
     plugins: [withoutSchemas]
   })
-  const files = fs.readdirSync(`${root}lib`).filter((file) => /^[A-Z].*\.ts$/.test(file))
-  const modules = files.map((file) => file.replace(/\.ts$/, ""))
+  await withKeptCode(files)
+  const modules = fs
+    .readdirSync(`${root}lib`)
+    .filter((file) => /^[A-Z].*\.ts$/.test(file))
+    .map((file) => file.replace(/\.ts$/, ""))
   await bundle(["Container", "Image"], ["index", "fixtures", "fleet", "fleetWorkflow", ...modules], {
     outdir: out,
     chunkNames: "chunks/[hash]",

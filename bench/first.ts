@@ -122,11 +122,12 @@ const prepare: Effect.Effect<string, Unmeasured, Scope.Scope> = Effect.flatMap(t
   })
 )
 
-/** Runs a program to its end; gives what it printed, and the milliseconds that it took. */
-const whole = (command: ReadonlyArray<string>, cwd: string) =>
+/** Runs a program, with its own folder of caches, to its end; gives what it printed, and the milliseconds that it took. */
+const whole = (command: ReadonlyArray<string>, cwd: string, cache: string) =>
   Effect.async<{ readonly elapsed: number; readonly text: string }, Unmeasured>((resume) => {
     const started = performance.now()
-    const child = spawn(command[0]!, command.slice(1), { cwd, stdio: ["ignore", "pipe", "pipe"] })
+    const env = { ...process.env, XDG_CACHE_HOME: cache }
+    const child = spawn(command[0]!, command.slice(1), { cwd, env, stdio: ["ignore", "pipe", "pipe"] })
     let elapsed = 0
     let text = ""
     let errors = ""
@@ -149,7 +150,7 @@ const whole = (command: ReadonlyArray<string>, cwd: string) =>
     )
   })
 
-/** A script in a runtime: warm, in one Berth folder, or cold, in a new one and with the package's files read from the disk. */
+/** A script in a runtime: warm, in one Berth folder, or cold, in a new one, without caches and with the package's files read from the disk. */
 const contender = (
   runtime: string,
   script: string,
@@ -165,8 +166,9 @@ const contender = (
       const berth = `${folder}/${runtime}-${script}${cold ? `-${count++}` : ""}`
       if (cold) evict()
       const command = [...runtimes[runtime]!, `${script}.mjs`, berth]
-      return Effect.map(whole(command, folder), ({ elapsed, text }) => {
-        if (cold) fs.rmSync(berth, { recursive: true, force: true })
+      const cache = cold ? `${berth}-cache` : `${folder}/cache`
+      return Effect.map(whole(command, folder, cache), ({ elapsed, text }) => {
+        if (cold) for (const made of [berth, cache]) fs.rmSync(made, { recursive: true, force: true })
         if (text !== "") phases.set(name, [...(phases.get(name) ?? []), JSON.parse(text) as Phases])
         return elapsed
       })
@@ -220,7 +222,11 @@ const profileTable = (script: string, folder: string): Effect.Effect<string, Unm
   Effect.gen(function* () {
     const profiles = `${folder}/profile-${script}`
     const options = ["--cpu-prof", "--cpu-prof-interval=200", `--cpu-prof-dir=${profiles}`]
-    yield* whole([process.execPath, ...options, `${script}.mjs`, `${folder}/node-${script}`], folder)
+    yield* whole(
+      [process.execPath, ...options, `${script}.mjs`, `${folder}/node-${script}`],
+      folder,
+      `${folder}/cache`
+    )
     const [file] = fs.readdirSync(profiles)
     const { nodes, samples, timeDeltas }: Profile = JSON.parse(fs.readFileSync(`${profiles}/${file}`, "utf8"))
     const tasks = new Map(nodes.map(({ id, callFrame }) => [id, taskOf(callFrame)]))

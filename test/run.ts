@@ -1,7 +1,7 @@
 /**
- * `npm test [-- [--deno] [--again] [OPTION ...] [FILE ...]]`: the test files, or these of them, each in a process of its own, under Node
- * or Deno, with the other options of `node` or `deno test`. For Node they and the programs that they start are bundled first;
- * `tsx --test FILE` does without.
+ * `npm test [-- [--all] [--deno] [--again] [OPTION ...] [FILE ...]]`: the test files, or these of them, each in a process of its own, under
+ * Node or Deno, with the other options of `node` or `deno test`. For Node they and the programs that they start are bundled first;
+ * `tsx --test FILE` does without. The files of `LONG` take as long as all others: they run with `--all`, or when they are named.
  *
  * With `--again` a file that fails runs a second time, when the others have ended. A file that fails twice fails the run; one that
  * passes only the second time is named at the end: it has a fault to look for.
@@ -19,13 +19,31 @@ const listed = (folder: string, ending: string): ReadonlyArray<string> =>
     .filter((name) => name.endsWith(ending))
     .map((name) => `${folder}/${name}`)
 
-const OWN_OPTIONS = ["--deno", "--again"]
+const OWN_OPTIONS = ["--deno", "--again", "--all"]
 const given = process.argv.slice(2).filter((argument) => argument.startsWith("-"))
-const [isDeno, runsAgain] = OWN_OPTIONS.map((option) => given.includes(option))
+const [isDeno, runsAgain, runsAll] = OWN_OPTIONS.map((option) => given.includes(option))
 const options = given.filter((option) => !OWN_OPTIONS.includes(option))
 const named = process.argv.slice(2).filter((argument) => !argument.startsWith("-"))
 const rooms = fs.readdirSync(`${root}test`, { withFileTypes: true }).filter((entry) => entry.isDirectory())
-const files = named.length > 0 ? named : rooms.flatMap(({ name }) => listed(`test/${name}`, ".test.ts"))
+const all = rooms.flatMap(({ name }) => listed(`test/${name}`, ".test.ts"))
+
+/** Attackers and faults in many rounds, whole servers and machines, and comparisons with other tools. */
+const LONG = RegExp(
+  `^test/(${[
+    "build/(BuildCacheTravels|Corpus|DiskFull|Git|GitSsh)",
+    "cli/(Fleet|Images)",
+    "container/Snapshot",
+    "fixtures/(DenoPermissions|PromiseFixtures|Servers|SharedKilled|SharedRunners|Vitest)",
+    "fleet/(Faults|FleetDurable|Identity|Members)",
+    "hostile/\\w+",
+    "image/(LayerDiff|StoreGc)",
+    "lifecycle/Soak",
+    "network/(Clients|Pasta)",
+    "registry/RegistryFaults",
+    "unit/(fuzz|PackageNative)"
+  ].join("|")})\\.test`
+)
+const files = named.length > 0 ? named : runsAll ? all : all.filter((file) => !LONG.test(file))
 
 /** The time after which a file is taken to hang. */
 const FILE_LIMIT_MS = 10 * 60_000
@@ -83,7 +101,8 @@ const REST_LIMIT_MS = 30_000
 const runFile = (file: string): Promise<boolean> =>
   new Promise((resolve) => {
     const [command, args] = commandOf(file)
-    const env = out === undefined ? process.env : { ...process.env, BERTH_BUNDLED: out }
+    // Tests leave nothing in the folder of this user's caches.
+    const env = { ...process.env, NODE_DISABLE_COMPILE_CACHE: "1", ...(out && { BERTH_BUNDLED: out }) }
     const began = performance.now()
     const child = spawn(command, args, { cwd: root, stdio: ["inherit", "pipe", "pipe"], env })
     const said: Array<Buffer> = []
@@ -137,6 +156,8 @@ const failed = [
 const failedTwice = runsAgain ? await runFiles(failed, 1) : failed
 
 console.log()
+if (named.length === 0 && files.length < all.length)
+  console.log(`# left out: ${all.length - files.length} files, which run with --all`)
 for (const [name, number] of totals) console.log(`# ${name} ${number}`)
 for (const file of failed)
   console.log(failedTwice.includes(file) ? `# failed: ${file}` : `# passed only the second time: ${file}`)

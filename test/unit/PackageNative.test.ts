@@ -64,7 +64,7 @@ describe("the native part of an npm package", { skip: whyNoContainers }, () => {
     const installed = `${project}/node_modules/berth/dist`
     for (const name of ["bundle/promise", "Berth", "Container", "Image"]) {
       const text = fs.readFileSync(`${installed}/${name}.js`, "utf8")
-      const files = [...text.matchAll(/"(\.[^"]+\.js)"/g)].map(([, file]) => file!)
+      const files = [...text.matchAll(/"(\.|#bundle)(\/[^"]+\.js)"/g)].map(([, , file]) => `.${file}`)
       const large = files.filter(
         (file) => fs.statSync(path.resolve(`${installed}/${name}.js`, "..", file)).size > 1000
       )
@@ -98,6 +98,18 @@ describe("the native part of an npm package", { skip: whyNoContainers }, () => {
   }
 
   test("is found in the package for this machine", () => assert.equal(printed(), "it runs"))
+
+  test("what a program has compiled is kept for the next one", () => {
+    const cache = `${folder}/cache`
+    fs.mkdirSync(cache, { mode: 0o700 })
+    const inodes = [1, 2].map(() => {
+      const more = { NODE_DISABLE_COMPILE_CACHE: "", XDG_CACHE_HOME: cache }
+      assert.equal(printed([], more), "it runs")
+      return fs.readdirSync(`${cache}/berth`).map((name) => fs.statSync(`${cache}/berth/${name}`).ino)
+    })
+    assert.equal(inodes[0]!.length, 1)
+    assert.deepEqual(inodes[1], inodes[0])
+  })
 
   test("is found from CommonJS in a Node that can require ES modules", {
     skip: spawnSync("node", ["--print", "process.features.require_module === true"])
