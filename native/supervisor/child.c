@@ -145,7 +145,12 @@ static int continue_in_child(const struct child *child, const struct operation *
     if (madvise(child->successors, SUCCESSORS_MAX * sizeof(pid_t), MADV_DONTFORK) < 0) return fail(failure, "madvise");
     long pid = syscall(SYS_clone, CLONE_PARENT | CLONE_PARENT_SETTID, NULL, &child->successors[child->slot], NULL, NULL);
     if (pid < 0) return fail(failure, "clone");
-    if (pid > 0) _exit(0);
+    if (pid > 0) {
+        // The end of this process takes a while, and the child may wait for its processor.
+        close(child->failures);
+        sched_yield();
+        _exit(0);
+    }
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) return fail(failure, "prctl");
     if (poll(&supervisor, 1, 0) > 0 && (supervisor.revents & POLLERR)) _exit(127);
     return 0;
