@@ -6,6 +6,7 @@ import * as Fleet from "../../lib/fleet.ts"
 import { Container, Image } from "../../lib/index.ts"
 import { failure, suite } from "../support/effect.ts"
 import { onFleet, runner } from "../support/fleets.ts"
+import { rawClient } from "../support/rawFleet.ts"
 
 const sleeping: Container.StartOptions = { command: ["sleep", "1000"] }
 const sized = (memory: string, cpus?: number): Container.StartOptions => ({
@@ -52,6 +53,24 @@ suite("the place of a container", (effect) => {
       assert.deepEqual(names, ["one", "one", "one", "two", "two", "two"])
     }).pipe(onFleet([one, two]))
   })
+
+  effect(
+    "is known by the answers to what a program starts, and by messages of what others start",
+    function* () {
+      const address = yield* runner()
+      const one = yield* rawClient(address)
+      const other = yield* rawClient(address)
+      const image = { reference: "host", digest: undefined }
+      const answer = yield* one.ask("start", { id: "a", image, options: sleeping })
+      assert.match(JSON.stringify(answer), /"Success".*"containers":1/)
+      yield* Effect.sleep("200 millis")
+      assert.match(JSON.stringify(one.told), /^\[\{"_tag":"Hello",[^_]*\}\]$/)
+      assert.match(
+        JSON.stringify(other.told),
+        /"Hello".*"_tag":"Changed","room":\{[^_]*"containers":1[^_]*\}\]$/
+      )
+    }
+  )
 
   effect("is waited for until another container has ended", function* () {
     const address = yield* runner({ memory: "128MiB", cpus: 2 })

@@ -16,6 +16,8 @@ interface Answer {
 export interface RawClient {
   /** Sends a request, and gives the first answer to it: a part of a stream, or how it ended. */
   readonly ask: (tag: string, payload: unknown) => Effect.Effect<Answer>
+  /** What the runner has told of the session so far. */
+  readonly told: ReadonlyArray<unknown>
   /** Sends bytes as they are. */
   readonly send: (bytes: Uint8Array) => void
   readonly closed: Effect.Effect<void>
@@ -33,6 +35,7 @@ export const rawClient = (address: string, session = true) =>
       (made) => Effect.sync(() => made.destroy())
     )
     const parser = serialization(RUNNER_BYTES_MAX).unsafeMake()
+    const told: Array<unknown> = []
     const waiting = new Map<string, (answer: Answer) => void>()
     const closed = new Promise<void>((resolve) => socket.once("close", () => resolve()))
     socket.on("error", () => {})
@@ -45,8 +48,10 @@ export const rawClient = (address: string, session = true) =>
         rest = bytes.subarray(8)
       }
       for (const answer of parser.decode(rest) as ReadonlyArray<Answer>) {
-        if (session && answer._tag === "Chunk" && answer.requestId === SESSION)
+        if (session && answer._tag === "Chunk" && answer.requestId === SESSION) {
+          told.push(...(answer.values as ReadonlyArray<unknown>))
           socket.write(parser.encode({ _tag: "Ack", requestId: SESSION }) as Uint8Array)
+        }
         if (answer._tag === "Defect") for (const take of waiting.values()) take(answer)
         else if (answer.requestId !== undefined) waiting.get(answer.requestId)?.(answer)
       }
@@ -62,6 +67,7 @@ export const rawClient = (address: string, session = true) =>
       }).pipe(Effect.timeout("15 seconds"), Effect.orDie)
     const client: RawClient = {
       ask,
+      told,
       send: (bytes) => void socket.write(bytes),
       closed: Effect.promise(() => closed)
     }

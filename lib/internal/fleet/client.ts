@@ -39,7 +39,7 @@ export interface Link {
   readonly lives: Map<string, Life>
   /** Fails once the session is over. */
   readonly lost: Deferred.Deferred<never, RunnerLost>
-  /** Takes note of the room. */
+  /** Takes note of the room, unless a newer one is known. */
   readonly setRoom: (room: Room) => void
   /** Calls a procedure of the runner. */
   readonly call: <A, E>(
@@ -208,6 +208,7 @@ const linkOf = (
     lives,
     lost,
     setRoom: (room) => {
+      if (room.serial < link.room.serial) return
       link.room = room
       onRoom()
     },

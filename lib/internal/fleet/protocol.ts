@@ -7,7 +7,7 @@ import * as Errors from "../../BerthError.ts"
 import { FleetError, RunnerLost } from "../../FleetError.ts"
 
 /** Grows with each change that a runner or a client of the version before does not understand. */
-export const VERSION = 1
+export const VERSION = 2
 
 export const Failure = Schema.Union(
   Errors.InvalidOption,
@@ -40,6 +40,8 @@ const Bytes = Schema.Uint8ArrayFromSelf
 
 /** How much of a machine its fleet may use, and how much is in use. */
 export const Room = Schema.Struct({
+  /** Grows with each change: what a client is told of a room may come in another order. */
+  serial: Schema.Number,
   memoryBytes: Schema.Number,
   cpus: Schema.Number,
   usedMemoryBytes: Schema.Number,

@@ -10,6 +10,7 @@ export type Rooms = SubscriptionRef.SubscriptionRef<Room>
 
 export const make = (memoryBytes: number, cpus: number): Effect.Effect<Rooms> =>
   SubscriptionRef.make<Room>({
+    serial: 0,
     memoryBytes,
     cpus,
     usedMemoryBytes: 0,
@@ -29,6 +30,7 @@ export const missing = (room: Room, { cpus, memoryBytes }: Request, empty = fals
 
 const add = (room: Room, { cpus, memoryBytes }: Request, sign: 1 | -1): Room => ({
   ...room,
+  serial: room.serial + 1,
   usedMemoryBytes: room.usedMemoryBytes + sign * memoryBytes,
   usedCpus: room.usedCpus + sign * cpus,
   containers: room.containers + sign
@@ -56,5 +58,7 @@ export const reserve = (
 
 export const hasImage = (rooms: Rooms, digest: string): Effect.Effect<void> =>
   SubscriptionRef.update(rooms, (room) =>
-    room.images.includes(digest) ? room : { ...room, images: [...room.images, digest] }
+    room.images.includes(digest)
+      ? room
+      : { ...room, serial: room.serial + 1, images: [...room.images, digest] }
   )

@@ -105,15 +105,22 @@ const entry = (
 /** How long after a change clients are told of the room: what they start and release themselves tells them at once. */
 const QUIET_MILLIS = 20
 
+/** The room as it is now, for an answer that the client takes in any case. */
+const tell = (rooms: Room.Rooms, session: Session) =>
+  Effect.map(SubscriptionRef.get(rooms), (room) => {
+    session.told = Math.max(session.told, room.serial)
+    return room
+  })
+
 /** What a session tells its client: the runner at first, then its room when it changes, and the ends of what the client has there. */
 const told = (runner: Description, rooms: Room.Rooms, session: Session) => {
-  const hello = Effect.map(SubscriptionRef.get(rooms), (room) => ({ _tag: "Hello", runner, room }) as const)
+  const hello = Effect.map(tell(rooms, session), (room) => ({ _tag: "Hello", runner, room }) as const)
   const later = Effect.zipRight(Effect.sleep(QUIET_MILLIS), SubscriptionRef.get(rooms))
   const changes = rooms.changes.pipe(
     Stream.buffer({ capacity: 1, strategy: "sliding" }),
     Stream.mapEffect(() => later),
-    Stream.changes,
-    Stream.map((room) => ({ _tag: "Changed", room }) as const)
+    Stream.filter(({ serial }) => serial > session.told),
+    Stream.mapEffect(() => Effect.map(tell(rooms, session), (room) => ({ _tag: "Changed", room }) as const))
   )
   return Stream.fromEffect(hello).pipe(
     Stream.concat(Stream.merge(changes, Stream.fromQueue(session.ends))),
@@ -238,7 +245,7 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
             : entry(session, id, (bytes) => Stream.run(bytes, process.stdin))
         ).pipe(
           Effect.flatMap((process) =>
-            Effect.map(SubscriptionRef.get(rooms), (room) => ({
+            Effect.map(tell(rooms, session), (room) => ({
               container: process.id,
               pid: process.pid,
               room
@@ -293,7 +300,7 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
         }),
         release: inSession((session, { id }) =>
           Effect.flatMap(releaseOf(session, id), (status) =>
-            Effect.map(SubscriptionRef.get(rooms), (room) => ({ status, room }))
+            Effect.map(tell(rooms, session), (room) => ({ status, room }))
           )
         ),
         exec: withContainer((container, { command, options }) =>

@@ -12,7 +12,8 @@ import type { Runners } from "./place.ts"
 
 const runnerOf = ({ description, room }: Link): Runner => {
   const { architecture, features, kernel, labels, name, rootless } = description
-  return { name, architecture, kernel, rootless, features, labels, room }
+  const { serial: _, ...shown } = room
+  return { name, architecture, kernel, rootless, features, labels, room: shown }
 }
 
 const containersOf = (link: Link): Effect.Effect<ReadonlyArray<RunnerContainer>, BerthError> => {

@@ -46,6 +46,8 @@ export interface Session {
   readonly entries: Map<string, Entry>
   /** Fails once the lease has ended. */
   readonly over: Deferred.Deferred<never, RunnerLost>
+  /** The `serial` of the newest room that the client was told of. */
+  told: number
   /** When the lease ends, by this machine's clock of monotonic time, in milliseconds. */
   deadline: number
 }
@@ -90,6 +92,7 @@ export class Sessions {
         ends: yield* Queue.unbounded<End>(),
         entries: new Map(),
         over: yield* Deferred.make<never, RunnerLost>(),
+        told: 0,
         deadline: performance.now() + keptMillis(sessions.leaseMillis)
       }
       yield* Effect.acquireRelease(

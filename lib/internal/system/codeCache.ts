@@ -81,7 +81,7 @@ const keep = (own: string, path: string, script: vm.Script): void => {
   const now = Date.now()
   for (const name of fs.readdirSync(own)) {
     const other = `${own}/${name}`
-    if (now - fs.statSync(other).mtimeMs > OLD_MS) fs.rmSync(other)
+    if (now - fs.statSync(other).mtimeMs > OLD_MS) fs.rmSync(other, { recursive: true, force: true })
   }
   const part = `${path}.${process.pid}`
   try {
