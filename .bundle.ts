@@ -108,6 +108,9 @@ const withoutArrows = (text: string): string => {
   return written
 }
 
+/** The text of it in a module, apart, so that a bundler of this file leaves it alone. */
+const META_URL = ["import", "meta", "url"].join(".")
+
 /** The prefix of the module that Node loads by `codeCache.ts`: see `imports` in `package.json`. */
 const LOADED = "#bundle/"
 
@@ -143,7 +146,7 @@ const withKeptCode = async (files: ReadonlyArray<string>): Promise<void> => {
   const name = path.basename(file)
   for (const other of files.filter((other) => other !== file))
     fs.writeFileSync(other, fs.readFileSync(other, "utf8").replaceAll(`"./${name}"`, `"${LOADED}${name}"`))
-  const text = fs.readFileSync(file, "utf8").replaceAll("import.meta.url", "$url")
+  const text = fs.readFileSync(file, "utf8").replaceAll(META_URL, "$url")
   const nodes = (parseAst(text) as unknown as { readonly body: ReadonlyArray<Node & Names> }).body
   const imports = nodes.filter(({ type }) => type === "ImportDeclaration")
   const [exported, ...others] = nodes.filter(({ type }) => type.startsWith("Export"))
@@ -152,7 +155,7 @@ const withKeptCode = async (files: ReadonlyArray<string>): Promise<void> => {
   assertFixed(nodes, new Set(exported.specifiers.map(({ local }) => local.name)))
   const textOf = ({ end, start }: Node) => text.slice(start, end)
   const imported = imports.map((node) => textOf(node).replaceAll(/\s+/g, " ")).join("")
-  const first = `${imported}const $url=import.meta.url;`
+  const first = `${imported}const $url=${META_URL};`
   let body = ""
   let at = 0
   for (const node of [...imports, exported]) {
@@ -174,7 +177,7 @@ const withKeptCode = async (files: ReadonlyArray<string>): Promise<void> => {
   await build({
     stdin: {
       contents: `import{load}from"${root}lib/internal/system/codeCache.ts";${imported}
-const $url=new URL("${name}",import.meta.url).href;
+const $url=new URL("${name}",${META_URL}).href;
 const{${exported.specifiers.map(({ exported }, k) => `${exported!.name}:$${k}`)}}=load({url:$url,digest:"${digest}",...${JSON.stringify(code)}})(${parameters});
 export{${exported.specifiers.map(({ exported }, k) => `$${k} as ${exported!.name}`)}}`,
       resolveDir: root
